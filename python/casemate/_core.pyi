@@ -1,0 +1,163 @@
+"""Native parts: the guest agent's connection, child processes, the vsock backend, archives. This file is their manual.
+
+Every class is safe to use from several threads. Calls that wait release the interpreter; a call says **Blocks** when it
+does. A handle used in another process than the one that made it raises InternalError.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import final
+
+__version__: str
+
+@final
+class ChildProcess:
+    """A process started by :func:`spawn`. It is killed when this process ends, however it ends."""
+
+    @property
+    def pid(self) -> int:
+        """Process id."""
+    @property
+    def start_time_ticks(self) -> int:
+        """Field 22 of ``/proc/<pid>/stat``: clock ticks from the host's boot to the process's start."""
+    def fileno(self) -> int:
+        """The pidfd: readable when the process has ended. Borrowed, stays owned by this object."""
+    def exit_status(self) -> int | None:
+        """Exit status, negative for a signal, None while it runs. Does not block."""
+    def wait(self, timeout_s: float | None = None) -> int:
+        """Wait for its end and until the rest of stderr and console has been read; return the exit status.
+
+        Raises: DeadlineExceededError. Blocks: until then, woken by signals.
+        """
+    def send_signal(self, signal: int) -> bool:
+        """Send a signal through the pidfd; False when it has ended already."""
+    def stderr_tail(self) -> bytes:
+        """At most the last 64 KiB of its stderr."""
+    def console_tail(self) -> bytes:
+        """At most the last 64 KiB of what came from the console descriptor (empty without one)."""
+
+def spawn(
+    argv: Sequence[str],
+    *,
+    fds: Sequence[tuple[int, int]] = (),
+    take_console_fd: int | None = None,
+    env: Mapping[str, str] | None = None,
+    cwd: str | None = None,
+) -> ChildProcess:
+    """Start ``argv[0]`` (a path, or a name looked up in PATH) tied to this process.
+
+    The child is made by a native thread that lives as long as the process, with SIGKILL as its parent-death signal, in
+    a process group of its own, stdin and stdout on ``/dev/null``, stderr on a pipe that a native thread reads into a bounded tail.
+
+    Args:
+        fds: ``(borrowed descriptor here, number in the child)``; all others are closed in the child.
+        take_console_fd: Read into a second bounded tail until it ends; owned by the native side from here on.
+        env: Whole environment of the child; None: this process's.
+    Raises: HostError with ``errno`` and ``target`` (the program) when it can't be started.
+    Blocks: for fork and exec, milliseconds.
+    """
+
+@final
+class Connection:
+    """One ttrpc connection to an agent, as client.
+
+    Requests and answers are JSON documents with the protocol's own field names (bytes fields as base64); the stream
+    calls carry bytes as they are. Blocking callers use :meth:`submit` and :meth:`wait`; on an event loop use
+    :meth:`submit`, watch :meth:`fileno` and call :meth:`on_readable`. The two are not mixed on one connection.
+    Several threads may wait at once: one of them reads for all.
+
+    Errors that an answer can carry: AgentRpcError (``method``, ``code``, ``details``), AgentConnectionError when the
+    connection broke or ``watch`` ended, DeadlineExceededError when the slot's time ran out.
+    """
+
+    def __init__(self, take_fd: int, *, watch: ChildProcess | None = None) -> None:
+        """Own the connected stream socket ``take_fd``. Waits end at once when ``watch`` (the VMM) ends."""
+    def fileno(self) -> int:
+        """The socket, borrowed; for ``loop.add_reader`` and, while :attr:`wants_write`, ``add_writer``."""
+    def submit(self, service: str, method: str, request: bytes, *, timeout_s: float | None = None) -> int:
+        """Send a request given as JSON, return its slot.
+
+        Does not block: what the socket does not take at once is kept and sent by a later call, wait or on_writable.
+
+        Args:
+            timeout_s: Seconds until the answer is due, also told to the agent; None for no deadline.
+        Raises: InvalidConfigError when ``method`` is unknown or the document does not fit it (``path``),
+            AgentConnectionError when closed.
+        """
+    def submit_raw(self, service: str, method: str, request: bytes, *, timeout_s: float | None = None) -> int:
+        """As :meth:`submit` with a protobuf message; its answer is one too."""
+    def submit_write_stdin(self, container_id: str, exec_id: str, data: bytes, *, timeout_s: float | None = None) -> int:
+        """WriteStdin; the answer is the decimal count of bytes taken."""
+    def submit_read(self, container_id: str, exec_id: str, length: int, *, stderr: bool = False) -> int:
+        """ReadStdout or ReadStderr of at most ``length`` bytes; the answer is the data, empty at the end."""
+    def wait(self, slot: int) -> bytes:
+        """The answer of ``slot``, once. Blocks until it came, its deadline passed, or the connection broke."""
+    def wait_any(self, slots: Sequence[int], timeout_s: float | None = None) -> list[int]:
+        """Those of ``slots`` whose :meth:`wait` would not block, at least one; empty at ``timeout_s``. Blocks."""
+    def cancel(self, slot: int) -> None:
+        """Forget the slot; a late answer is dropped and counted."""
+    def on_readable(self) -> list[tuple[int, bytes | BaseException]]:
+        """Read what is there; return finished slots with answer or exception (also those past their deadline). Does not block."""
+    def on_writable(self) -> None:
+        """Send what is kept. Does not block."""
+    def fail(self, text: str) -> list[int]:
+        """Break the connection: every open slot ends with AgentConnectionError(text); return the open slots."""
+    @property
+    def wants_write(self) -> bool:
+        """Whether bytes are kept that the socket did not take."""
+    @property
+    def dropped_answers_total(self) -> int:
+        """Answers that came for slots already forgotten."""
+    @property
+    def closed(self) -> bool:
+        """Whether the connection is closed or broken."""
+    def close(self) -> None:
+        """Close; everything that waits ends with AgentConnectionError. Idempotent."""
+
+def connect_hybrid(path: str, port: int, *, timeout_s: float, watch: ChildProcess | None = None) -> int:
+    """Connect through a hybrid vsock socket (``CONNECT <port>``), retrying refusals every 1 to 5 ms; return the socket.
+
+    Raises: DeadlineExceededError, AgentConnectionError (``watch`` ended, malformed answer). Blocks: until connected.
+    """
+
+def connect_vsock(cid: int, port: int, *, timeout_s: float, watch: ChildProcess | None = None) -> int:
+    """Connect to ``cid:port`` over AF_VSOCK, retrying refusals every 1 to 5 ms; return the socket. Raises and blocks as above."""
+
+def accept(listener_fd: int, *, timeout_s: float, watch: ChildProcess | None = None) -> int:
+    """Accept one connection on the borrowed listener; return the new socket, close-on-exec.
+
+    Raises: DeadlineExceededError, AgentConnectionError when ``watch`` ended. Blocks: until then.
+    """
+
+@final
+class VsockBackend:
+    """A vhost-user-vsock device served in this process, for hosts without ``/dev/vhost-vsock``.
+
+    Host to guest: connect to ``uds_path``, write ``CONNECT <port>\\n``, read ``OK <n>\\n``. Guest to host (context id 2,
+    port P): the backend connects to ``<uds_path>_P``.
+    """
+
+    def __init__(self, take_vhost_fd: int, uds_path: str, guest_cid: int) -> None:
+        """Serve on the connected vhost-user socket ``take_vhost_fd`` (the VMM holds the other end).
+
+        Makes the listening socket ``uds_path`` before it returns and removes it on :meth:`close`.
+
+        Raises: HostError (``errno``, ``target``). Does not block.
+        """
+    def error(self) -> str | None:
+        """Why the backend stopped, None while it runs or after :meth:`close`."""
+    def stats(self) -> dict[str, int]:
+        """Counters: ``connections_total``, ``packets_in_total``, ``packets_out_total``, ``resets_total``, ``bytes_in_total``, ``bytes_out_total``."""
+    def close(self) -> None:
+        """Stop the thread, close every connection, remove ``uds_path``. Idempotent. Blocks: until the thread ended, at most 5 s."""
+
+def unpack_layer(path: str, directory: str, *, media_type: str, digest: str) -> int:
+    """Apply one image layer (a tar file; none, gzip or zstd compressed, by ``media_type`` or its first bytes) onto ``directory``.
+
+    Whiteouts (``.wh.name``, ``.wh..wh..opq``), hard links, device nodes, FIFOs, extended attributes, owners and times are kept; a
+    member that would leave ``directory``, also by a symbolic link, is refused. Reads the file once and checks ``digest`` (``sha256:…``).
+
+    Returns: uncompressed bytes. Raises: ImageError (``digest``), HostError. Blocks: for the unpacking.
+    """
+
+def decompress(data: bytes, *, format: str, max_bytes: int) -> bytes:
+    """Decompress ``lz4-legacy`` (kernel image), ``zstd``, ``gzip`` or ``xz``. Raises: InvalidConfigError when damaged or larger than ``max_bytes``."""
