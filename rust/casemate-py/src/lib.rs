@@ -12,7 +12,7 @@ mod core {
     use super::{Bound, PyModule, PyModuleMethods, PyResult};
 
     #[pymodule_export]
-    use crate::archive::{decompress, unpack_layer};
+    use crate::archive::{decompress, read_tree_file, remove_tree, unpack_layer};
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
