@@ -27,7 +27,7 @@ def prepare(candidate: Candidate, tmp_path: Path) -> Plan:
 
 def test_find_when_layout_has_one_image_then_plan_of_it(tmp_path: Path) -> None:
     layout = Layout()
-    config = {
+    config: dict[str, object] = {
         "Entrypoint": ["/bin/app"],
         "Cmd": ["run"],
         "Env": ["A=1"],
