@@ -7,7 +7,7 @@ QMP ends the conversation for good.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import msgspec
 
@@ -163,29 +163,26 @@ class QmpProtocol:
             if len(line) > self._max_line_bytes:
                 self._too_long()
             if line:
-                message = self._read(line)
-                if message is not None:
-                    messages.append(message)
+                messages.append(self._read(line))
         self._scanned = len(self._buffer)
         if self._scanned > self._max_line_bytes:
             self._too_long()
         return messages
 
-    def _too_long(self) -> None:
+    def _too_long(self) -> NoReturn:
         self._break(f"QEMU sent a line of more than {self._max_line_bytes} bytes")
 
-    def _break(self, text: str, cause: Exception | None = None) -> None:
+    def _break(self, text: str, cause: Exception | None = None) -> NoReturn:
         self._fault = text
         self._buffer.clear()
         self._open.clear()
         raise HypervisorError(text) from cause
 
-    def _read(self, line: bytes) -> Message | None:
+    def _read(self, line: bytes) -> Message:
         try:
             document = self._decoder.decode(line)
         except (msgspec.DecodeError, RecursionError) as error:
             self._break(f"QEMU sent what is no QMP: {line[:_QUOTED]!r}", error)
-            return None
         if document.event is not None:
             return Event(name=document.event, data=document.data, time_us=_time_us(document.timestamp))
         if document.hello is not None:
@@ -217,7 +214,6 @@ class QmpProtocol:
         if command is None:
             # Also QEMU's complaint about a line that it could not parse: ours are well-formed, so the stream is broken.
             self._break(f"QEMU answered a command that was not sent: {line[:_QUOTED]!r}")
-            raise AssertionError
         if document.error is None:
             return Reply(id=number, value=document.value)
         fault = document.error
