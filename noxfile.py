@@ -42,7 +42,18 @@ def pytest(session: nox.Session, name: str, *arguments: str) -> None:
 def check(session: nox.Session) -> None:
     """Formatting, lints, types, stubs, generated files; changes nothing."""
     cargo(session, "fmt", "--all", "--check")
-    cargo(session, "clippy", "--quiet", "--locked", *PROFILE, "--workspace", "--all-targets", "--", "-D", "warnings")
+    cargo(
+        session,
+        "clippy",
+        "--quiet",
+        "--locked",
+        *PROFILE,
+        "--workspace",
+        "--all-targets",
+        "--",
+        "-D",
+        "warnings",
+    )
     tool(session, "ruff", "format", "--check", "--quiet")
     tool(session, "ruff", "check", "--quiet")
     python(session, "scripts/unasync.py", "--check")
@@ -136,7 +147,11 @@ def wheels(session: nox.Session) -> None:
     session.run(
         PYTHON, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", "dist", ".", env=environment
     )
-    python(session, "-c", "import sys; sys.path.insert(0, 'build_backend'); import casemate_build as b; b.build_sdist('dist')")
+    python(
+        session,
+        "-c",
+        "import sys; sys.path.insert(0, 'build_backend'); import casemate_build as b; b.build_sdist('dist')",
+    )
 
 
 def existing(*directories: str) -> list[str]:

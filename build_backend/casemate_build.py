@@ -139,9 +139,7 @@ def _has_static_libc() -> bool:
     compiler = shutil.which("cc")
     if compiler is None:
         return False
-    found = subprocess.run(
-        [compiler, "-print-file-name=libc.a"], capture_output=True, text=True, check=False
-    )
+    found = subprocess.run([compiler, "-print-file-name=libc.a"], capture_output=True, text=True, check=False)
     return Path(found.stdout.strip()).is_absolute()
 
 

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from casemate.config.settings import Settings
 
+from casemate.config.settings import Settings
 from tests.support import capabilities, images, leaks
 from tests.support.report import level_of
 
@@ -93,4 +93,4 @@ def busybox_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def debian_image(cache_root: Path) -> Path:
     """OCI layout of a Debian userland with Python, built from packages once and kept in the cache."""
-    return images.debian_layout(cache_root)
+    return images.build_debian_image(cache_root)
