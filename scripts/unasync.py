@@ -40,6 +40,8 @@ def name_of(token: str) -> str:
         return token[5:]
     if token.startswith("_Async") and token[6:7].isupper():
         return "_" + token[6:]
+    if token.startswith("async_"):
+        return token[6:]
     return token
 
 

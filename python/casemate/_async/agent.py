@@ -7,9 +7,9 @@ from typing import TypeVar
 
 from casemate._compat import aio as compat
 from casemate.agent import messages
-from casemate.errors import AgentConnectionError, CasemateError
+from casemate.errors import AgentConnectionError, AgentRpcError, CasemateError
 
-__all__ = ["AsyncAgentClient", "AsyncPending"]
+__all__ = ["AsyncAgentClient", "AsyncPending", "AsyncPipeline"]
 
 T = TypeVar("T")
 
@@ -111,3 +111,38 @@ class AsyncAgentClient:
 
     def _pending(self, reply: compat.Reply) -> AsyncPending:
         return AsyncPending(reply, self._explain)
+
+
+class _AsyncAnswered:
+    """A request whose outcome is known."""
+
+    __slots__ = ("_answer", "_error")
+
+    def __init__(self, answer: bytes, error: AgentRpcError | None) -> None:
+        self._answer = answer
+        self._error = error
+
+    async def result(self) -> bytes:
+        """The answer. Raises: what the agent refused with."""
+        if self._error is not None:
+            raise self._error
+        return self._answer
+
+
+class AsyncPipeline:
+    """Life-cycle requests that build on each other: sent together where the agent keeps their order, else one by one."""
+
+    __slots__ = ("agent",)
+
+    def __init__(self, agent: AsyncAgentClient) -> None:
+        self.agent = agent
+
+    async def send(self, method: str, message: messages.Message) -> AsyncPending | _AsyncAnswered:
+        """Send a request; its outcome, also a refusal, is in the result. Blocks: only where the agent keeps no order."""
+        pending = self.agent.submit(method, message)
+        if self.agent.ordered:
+            return pending
+        try:
+            return _AsyncAnswered(await pending.result(), None)
+        except AgentRpcError as error:
+            return _AsyncAnswered(b"", error)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import secrets
 import signal
-import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, overload
 
+from casemate._async.agent import AsyncAgentClient, AsyncPending, AsyncPipeline
 from casemate._async.process import CAPTURE_LIMIT_BYTES, AsyncProcess
 from casemate.agent import messages
 from casemate.agent.failure import command_error
@@ -17,10 +17,13 @@ from casemate.persist.record import ContainerRecord
 from casemate.types import ContainerId, ExecId, ExecResult, State, check_identifier, check_transition
 
 if TYPE_CHECKING:
-    from casemate._async.agent import AsyncAgentClient, AsyncPending
     from casemate.images import Image
 
-__all__ = ["AsyncContainer"]
+__all__ = ["AsyncContainer", "captured", "new_container_id"]
+
+
+def _nothing() -> None:
+    """Nobody wants to know of changes: the sandbox is another process's."""
 
 
 class AsyncContainer:
@@ -28,32 +31,48 @@ class AsyncContainer:
 
     Attributes:
         id: Its name in the sandbox.
-        image: What its root file system was made from.
+        image_name: The reference its root file system was made from.
+        image_digest: The digest of that image.
         process: Its first process, with the streams.
     """
 
-    __slots__ = ("_agent", "_changed", "_created_unix_ns", "_detach", "_spec", "_state", "id", "image", "process")
+    __slots__ = (
+        "_agent",
+        "_changed",
+        "_created_unix_ns",
+        "_creating",
+        "_detach",
+        "_image",
+        "_starting",
+        "_state",
+        "id",
+        "image_digest",
+        "image_name",
+        "process",
+        "process_spec",
+    )
 
     def __init__(
         self,
         agent: AsyncAgentClient,
-        container_id: ContainerId,
-        image: Image,
-        spec: messages.Spec,
+        record: ContainerRecord,
         *,
-        changed: Callable[[], None],
-        detach: Callable[[], Awaitable[None]] | None = None,
-        state: State = State.READY,
+        image: Image | None,
+        changed: Callable[[], None] = _nothing,
     ) -> None:
         self._agent = agent
         self._changed = changed
-        self._detach = detach
-        self._spec = spec
-        self._state = state
-        self._created_unix_ns = time.time_ns()
-        self.id = container_id
-        self.image = image
-        self.process = AsyncProcess(agent, container_id, ExecId(container_id), terminal=spec.process.terminal)
+        self._created_unix_ns = record.created_unix_ns
+        self._creating: AsyncPending | None = None
+        self._detach: Callable[[], Awaitable[None]] | None = None
+        self._image = image
+        self._starting: AsyncPending | None = None
+        self._state = record.state
+        self.id = ContainerId(record.id)
+        self.image_name = record.image
+        self.image_digest = record.image_digest
+        self.process_spec = record.process
+        self.process = AsyncProcess(agent, self.id, ExecId(record.id), terminal=record.process.terminal)
 
     @property
     def state(self) -> State:
@@ -65,19 +84,54 @@ class AsyncContainer:
     @property
     def command(self) -> tuple[str, ...]:
         """The command line of its first process."""
-        return self._spec.process.args
+        return self.process_spec.args
 
     def record(self) -> ContainerRecord:
         """Its part of the state document."""
         return ContainerRecord(
             id=self.id,
-            image=self.image.name,
-            image_digest=self.image.digest,
-            command=self.command,
+            image=self.image_name,
+            image_digest=self.image_digest,
+            process=self.process_spec,
             state=self.state,
             created_unix_ns=self._created_unix_ns,
             exit_code=self.process.exit_code,
         )
+
+    async def begin_create(
+        self,
+        pipeline: AsyncPipeline,
+        spec: messages.Spec,
+        storages: tuple[messages.Storage, ...],
+        detach: Callable[[], Awaitable[None]] | None,
+    ) -> None:
+        """Send the request that makes it. ``detach`` lets go of its disk when it is removed."""
+        self._detach = detach
+        request = messages.CreateContainerRequest(
+            container_id=self.id, exec_id=self.id, storages=storages, spec=spec
+        )
+        self._creating = await pipeline.send("CreateContainer", request)
+
+    async def begin_start(self, pipeline: AsyncPipeline) -> None:
+        """Send the request that starts it."""
+        check_transition(self._state, State.RUNNING, op="container.start")
+        self._starting = await pipeline.send("StartContainer", messages.ContainerRequest(container_id=self.id))
+
+    async def settle(self) -> None:
+        """Wait for what was begun. Raises as :meth:`start`."""
+        creating, self._creating = self._creating, None
+        starting, self._starting = self._starting, None
+        try:
+            if creating is not None:
+                await creating.result()
+            if starting is not None:
+                await starting.result()
+                self._state = State.RUNNING
+        except AgentRpcError as error:
+            cause = command_error(error, self.command, container_id=self.id)
+            if cause is error:
+                raise
+            raise cause from error
 
     async def start(self) -> None:
         """Start its first process. Blocks: for the agent's answer.
@@ -86,19 +140,8 @@ class AsyncContainer:
             CommandError: There is no such command, or it can't be executed.
             InvalidStateError: It was started before.
         """
-        await self._started(self.submit_start())
-
-    def submit_start(self) -> AsyncPending:
-        """Send the request that starts it. Does not block."""
-        check_transition(self._state, State.RUNNING, op="container.start")
-        return self._agent.submit("StartContainer", messages.ContainerRequest(container_id=self.id))
-
-    async def _started(self, pending: AsyncPending) -> None:
-        try:
-            await pending.result()
-        except AgentRpcError as error:
-            raise command_error(error, self.command, container_id=self.id) from error
-        self._state = State.RUNNING
+        await self.begin_start(AsyncPipeline(self._agent))
+        await self.settle()
         self._changed()
 
     @overload
@@ -177,7 +220,10 @@ class AsyncContainer:
         try:
             await self._agent.call("ExecProcess", request)
         except AgentRpcError as error:
-            raise command_error(error, spec.args, container_id=self.id) from error
+            cause = command_error(error, spec.args, container_id=self.id)
+            if cause is error:
+                raise
+            raise cause from error
         process = AsyncProcess(self._agent, self.id, exec_id, terminal=terminal)
         if not capture:
             return process
@@ -204,8 +250,8 @@ class AsyncContainer:
     ) -> messages.ProcessSpec:
         from casemate.images.process import resolve_exec
 
-        own = self._spec.process
-        resolved = resolve_exec(self.image, own, command, env=env, cwd=cwd, user=user)
+        own = self.process_spec
+        resolved = resolve_exec(self._image, own, command, env=env, cwd=cwd, user=user)
         return build_process(resolved.args, resolved.env, resolved.cwd, resolved.user, terminal=terminal)
 
     async def wait(self, timeout_s: float | None = None) -> int:

@@ -26,7 +26,7 @@ NO_SUCH_PROCESS = "ESRCH: No such process"
 class AsyncReader:
     """Output of a process. One reader at a time."""
 
-    __slots__ = ("_agent", "_at_end", "_container_id", "_exec_id", "_held", "_pending", "_stderr")
+    __slots__ = ("_agent", "_at_end", "_container_id", "_exec_id", "_held", "_pending", "_stderr", "first_ns")
 
     def __init__(self, agent: AsyncAgentClient, container_id: str, exec_id: str, *, stderr: bool) -> None:
         self._agent = agent
@@ -36,6 +36,8 @@ class AsyncReader:
         self._pending: AsyncPending | None = None
         self._held = b""
         self._at_end = False
+        self.first_ns: int | None = None
+        """When the first byte came, of ``time.perf_counter_ns()``."""
 
     def prefetch(self) -> AsyncPending:
         """Ask for the next piece unless that is under way. Does not block."""
@@ -66,6 +68,8 @@ class AsyncReader:
         finally:
             self._pending = None
         self._at_end = not piece
+        if self.first_ns is None and piece:
+            self.first_ns = time.perf_counter_ns()
         return piece
 
     async def read_all(self, limit_bytes: int = CAPTURE_LIMIT_BYTES) -> bytes:

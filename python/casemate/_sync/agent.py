@@ -8,9 +8,9 @@ from typing import TypeVar
 
 from casemate._compat import blocking as compat
 from casemate.agent import messages
-from casemate.errors import AgentConnectionError, CasemateError
+from casemate.errors import AgentConnectionError, AgentRpcError, CasemateError
 
-__all__ = ["AgentClient", "Pending"]
+__all__ = ["AgentClient", "Pending", "Pipeline"]
 
 T = TypeVar("T")
 
@@ -112,3 +112,38 @@ class AgentClient:
 
     def _pending(self, reply: compat.Reply) -> Pending:
         return Pending(reply, self._explain)
+
+
+class _Answered:
+    """A request whose outcome is known."""
+
+    __slots__ = ("_answer", "_error")
+
+    def __init__(self, answer: bytes, error: AgentRpcError | None) -> None:
+        self._answer = answer
+        self._error = error
+
+    def result(self) -> bytes:
+        """The answer. Raises: what the agent refused with."""
+        if self._error is not None:
+            raise self._error
+        return self._answer
+
+
+class Pipeline:
+    """Life-cycle requests that build on each other: sent together where the agent keeps their order, else one by one."""
+
+    __slots__ = ("agent",)
+
+    def __init__(self, agent: AgentClient) -> None:
+        self.agent = agent
+
+    def send(self, method: str, message: messages.Message) -> Pending | _Answered:
+        """Send a request; its outcome, also a refusal, is in the result. Blocks: only where the agent keeps no order."""
+        pending = self.agent.submit(method, message)
+        if self.agent.ordered:
+            return pending
+        try:
+            return _Answered(pending.result(), None)
+        except AgentRpcError as error:
+            return _Answered(b"", error)

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from casemate._sync.agent import AgentClient, Pending
+from casemate._compat import blocking as compat
 from casemate.agent import messages
 from casemate.errors import AgentRpcError, DeadlineExceededError, InvalidStateError, ResourceExhaustedError
 
@@ -26,7 +27,7 @@ NO_SUCH_PROCESS = "ESRCH: No such process"
 class Reader:
     """Output of a process. One reader at a time."""
 
-    __slots__ = ("_agent", "_at_end", "_container_id", "_exec_id", "_held", "_pending", "_stderr")
+    __slots__ = ("_agent", "_at_end", "_container_id", "_exec_id", "_held", "_pending", "_stderr", "first_ns")
 
     def __init__(self, agent: AgentClient, container_id: str, exec_id: str, *, stderr: bool) -> None:
         self._agent = agent
@@ -36,6 +37,8 @@ class Reader:
         self._pending: Pending | None = None
         self._held = b""
         self._at_end = False
+        self.first_ns: int | None = None
+        """When the first byte came, of ``time.perf_counter_ns()``."""
 
     def prefetch(self) -> Pending:
         """Ask for the next piece unless that is under way. Does not block."""
@@ -66,6 +69,8 @@ class Reader:
         finally:
             self._pending = None
         self._at_end = not piece
+        if self.first_ns is None and piece:
+            self.first_ns = time.perf_counter_ns()
         return piece
 
     def read_all(self, limit_bytes: int = CAPTURE_LIMIT_BYTES) -> bytes:
@@ -143,7 +148,7 @@ class Process:
         stdin: Its input. stdout, stderr: Its output.
     """
 
-    __slots__ = ("_agent", "_exit_code", "_lock", "_wait", "container_id", "exec_id", "stderr", "stdin", "stdout", "terminal")
+    __slots__ = ("_agent", "_exit_code", "_lock", "_settling", "_wait", "container_id", "exec_id", "stderr", "stdin", "stdout", "terminal")
 
     def __init__(
         self, agent: AgentClient, container_id: ContainerId, exec_id: ExecId, *, terminal: bool
@@ -158,6 +163,7 @@ class Process:
         self._exit_code: int | None = None
         self._wait: Pending | None = None
         self._lock = threading.Lock()
+        self._settling = compat.Lock()
 
     @property
     def exit_code(self) -> int | None:
@@ -198,10 +204,15 @@ class Process:
 
     def _settle(self, pending: Pending) -> None:
         # The answer is there: taking it does not wait. Whoever comes second finds the status.
-        with self._lock:
-            if self._exit_code is None:
+        with self._settling:
+            if self._exit_code is not None:
+                return
+            try:
                 answer = pending.result()
-                self._exit_code = messages.decode(answer, messages.WaitProcessResponse).status
+            except BaseException:
+                self._wait = None
+                raise
+            self._exit_code = messages.decode(answer, messages.WaitProcessResponse).status
 
     def signal(self, number: int) -> None:
         """Send signal ``number`` to it; one that has ended is left alone. Blocks: for the agent's answer."""
@@ -220,6 +231,12 @@ class Process:
             container_id=self.container_id, exec_id=self.exec_id, row=rows, column=columns
         )
         self._agent.call("TtyWinResize", request)
+
+    def wait_output(self, readers: Sequence[Reader]) -> list[Reader]:
+        """Those of its ``readers`` whose next piece is there (or whose end is), at least one. Blocks: until then."""
+        pending = {id(reader.prefetch()): reader for reader in readers}
+        done = self._agent.wait_any([reader.prefetch() for reader in readers])
+        return [pending[id(one)] for one in done]
 
     def communicate(
         self, data: bytes | None = None, *, timeout_s: float | None = None, limit_bytes: int = CAPTURE_LIMIT_BYTES

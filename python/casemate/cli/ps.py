@@ -36,6 +36,6 @@ def run(options: argparse.Namespace) -> int:
             if container is None:
                 rows.append((*head, "-", "-", "-"))
             else:
-                rows.append((*head, container.id, container.image, " ".join(container.command)))
+                rows.append((*head, container.id, container.image, " ".join(container.process.args)))
     common.print_table(("SANDBOX", "STATE", "AGE", "MACHINE", "VCPUS", "MEMORY", "CONTAINER", "IMAGE", "COMMAND"), rows)
     return 0

@@ -40,6 +40,7 @@ def command_words(words: list[str]) -> tuple[str, ...]:
 
 def run(options: argparse.Namespace) -> int:
     """Run one container, return its exit status."""
+    from casemate._sync.run import without_ports
     from casemate._sync.sandbox import Sandbox
 
     if options.tty and options.json:
@@ -55,8 +56,7 @@ def run(options: argparse.Namespace) -> int:
         terminal=options.tty,
         readonly_rootfs=options.read_only,
     )
-    # The container is plugged in before the boot, so no port for a later one is needed.
-    config = common.sandbox_config(options)
+    config = without_ports(common.sandbox_config(options))
     if options.json:
         return _run_captured(options, container, config, settings)
     with Sandbox.create(

@@ -28,11 +28,11 @@ class PhaseClock:
         self._phases.append(Phase(name, (now_ns - self._at_ns) / 1e6))
         self._at_ns = now_ns
 
-    def split(self, name: str, parts: Sequence[Phase]) -> None:
-        """Put ``parts`` in the place of the phase ``name``."""
+    def split_boot(self, extra_features: Sequence[str]) -> None:
+        """Put the parts that the agent tells of in the place of the phase ``boot``."""
         for index, phase in enumerate(self._phases):
-            if phase.name == name:
-                self._phases[index : index + 1] = parts
+            if phase.name == "boot":
+                self._phases[index : index + 1] = split_boot(phase, extra_features)
                 return
 
     @property

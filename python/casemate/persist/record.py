@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from casemate.agent.messages import ProcessSpec
 from casemate.types import State
 
 __all__ = ["VERSION", "ContainerRecord", "ProcessRecord", "SandboxRecord"]
@@ -24,12 +25,12 @@ class ProcessRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 
 class ContainerRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A container: its image, command and state."""
+    """A container: its image, its first process as the agent was told of it, and its state."""
 
     id: str
     image: str
     image_digest: str
-    command: tuple[str, ...]
+    process: ProcessSpec
     state: State
     created_unix_ns: int
     exit_code: int | None = None
