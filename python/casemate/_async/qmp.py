@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 from casemate._compat import aio as compat
@@ -16,7 +16,7 @@ __all__ = ["AsyncQmpClient", "AsyncQmpEvent"]
 
 _log = logging.getLogger(__name__)
 
-Explain = Callable[[HypervisorError], Awaitable[Exception]]
+Explain = Callable[[HypervisorError], Coroutine[Any, Any, Exception]]
 """Finds the cause of a broken connection: most often the end of QEMU."""
 
 

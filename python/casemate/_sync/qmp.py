@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 import socket
 import time
-from collections.abc import Deferred, Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 from casemate._compat import blocking as compat
@@ -17,7 +17,7 @@ __all__ = ["QmpClient", "QmpEvent"]
 
 _log = logging.getLogger(__name__)
 
-Explain = Callable[[HypervisorError], Deferred[Exception]]
+Explain = Callable[[HypervisorError], Coroutine[Any, Any, Exception]]
 """Finds the cause of a broken connection: most often the end of QEMU."""
 
 
