@@ -11,9 +11,21 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 from casemate import _core
+from casemate._compat._aio_channel import Channel, Slot
 from casemate.errors import AgentConnectionError, DeadlineExceededError
 
-__all__ = ["AgentConnection", "Lock", "Reply", "Stream", "gather", "shielded", "to_thread", "wait_readable"]
+__all__ = [
+    "AgentConnection",
+    "Channel",
+    "Lock",
+    "Reply",
+    "Slot",
+    "Stream",
+    "gather",
+    "shielded",
+    "to_thread",
+    "wait_readable",
+]
 
 T = TypeVar("T")
 P = ParamSpec("P")

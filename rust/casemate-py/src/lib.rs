@@ -1,5 +1,6 @@
 //! The extension module `casemate._core`: conversions, error mapping and waits, no policy.
 
+mod archive;
 mod error;
 
 use pyo3::prelude::*;
@@ -9,6 +10,9 @@ use pyo3::prelude::*;
 #[pyo3(name = "_core")]
 mod core {
     use super::{Bound, PyModule, PyModuleMethods, PyResult};
+
+    #[pymodule_export]
+    use crate::archive::{decompress, unpack_layer};
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
