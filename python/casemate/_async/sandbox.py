@@ -7,7 +7,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -236,7 +236,9 @@ class AsyncSandbox:
         details = agent.submit("GetGuestDetails", messages.GuestDetailsRequest(mem_block_size=True))
         made = []
         for (container_id, config), image, address in zip(named, images, driver.disk_addresses, strict=True):
-            container = await self._begin_container(pipeline, container_id, config, image, address, None)
+            container = await self._begin_container(
+                pipeline, container_id, config, image, address, self._forgetting(container_id)
+            )
             made.append(container)
             if start:
                 await container.begin_start(pipeline)
@@ -332,6 +334,14 @@ class AsyncSandbox:
             self._containers[container_id] = container
             self._save()
             return container
+
+    def _forgetting(self, container_id: ContainerId) -> Callable[[], Awaitable[None]]:
+        """What remains to do when a container that was there at boot is removed: its disk stays plugged in."""
+
+        async def forget() -> None:
+            self._containers.pop(container_id, None)
+
+        return forget
 
     @property
     def state(self) -> State:
