@@ -1,6 +1,7 @@
 //! The extension module `casemate._core`: conversions, error mapping and waits, no policy.
 
 mod error;
+mod vsock;
 
 use pyo3::prelude::*;
 
@@ -9,6 +10,9 @@ use pyo3::prelude::*;
 #[pyo3(name = "_core")]
 mod core {
     use super::{Bound, PyModule, PyModuleMethods, PyResult};
+
+    #[pymodule_export]
+    use super::vsock::VsockBackend;
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
