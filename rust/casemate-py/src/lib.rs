@@ -2,6 +2,7 @@
 
 mod archive;
 mod error;
+mod vsock;
 
 use pyo3::prelude::*;
 
@@ -13,6 +14,8 @@ mod core {
 
     #[pymodule_export]
     use crate::archive::{decompress, unpack_layer};
+    #[pymodule_export]
+    use super::vsock::VsockBackend;
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
