@@ -28,7 +28,6 @@ NAMES = {
     "aio": "blocking",
     "AsyncIterator": "Iterator",
     "StopAsyncIteration": "StopIteration",
-    "Awaitable": "Deferred",
 }
 
 

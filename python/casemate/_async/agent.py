@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import TypeVar
 
 from casemate._compat import aio as compat
@@ -16,7 +16,7 @@ T = TypeVar("T")
 SERVICE = "grpc.AgentService"
 HEALTH = "grpc.Health"
 
-Explain = Callable[[AgentConnectionError], Awaitable[CasemateError]]
+Explain = Callable[[AgentConnectionError], compat.Later[CasemateError]]
 """Finds the cause of a broken connection: most often the end of the VMM."""
 
 

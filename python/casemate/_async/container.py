@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import signal
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, overload
 
 from casemate._async.agent import AsyncAgentClient, AsyncPending, AsyncPipeline
@@ -64,7 +64,7 @@ class AsyncContainer:
         self._changed = changed
         self._created_unix_ns = record.created_unix_ns
         self._creating: AsyncPending | None = None
-        self._detach: Callable[[], Awaitable[None]] | None = None
+        self._detach: Callable[[], compat.Later[None]] | None = None
         self._image = image
         self._starting: AsyncPending | None = None
         self._state = record.state
@@ -103,7 +103,7 @@ class AsyncContainer:
         pipeline: AsyncPipeline,
         spec: messages.Spec,
         storages: tuple[messages.Storage, ...],
-        detach: Callable[[], Awaitable[None]] | None,
+        detach: Callable[[], compat.Later[None]] | None,
     ) -> None:
         """Send the request that makes it. ``detach`` lets go of its disk when it is removed."""
         self._detach = detach

@@ -7,7 +7,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -335,7 +335,7 @@ class AsyncSandbox:
             self._save()
             return container
 
-    def _forgetting(self, container_id: ContainerId) -> Callable[[], Awaitable[None]]:
+    def _forgetting(self, container_id: ContainerId) -> Callable[[], compat.Later[None]]:
         """What remains to do when a container that was there at boot is removed: its disk stays plugged in."""
 
         async def forget() -> None:

@@ -17,6 +17,7 @@ from casemate.errors import AgentConnectionError, DeadlineExceededError
 __all__ = [
     "AgentConnection",
     "Channel",
+    "Later",
     "Lock",
     "Reply",
     "Slot",
@@ -31,6 +32,9 @@ T = TypeVar("T")
 P = ParamSpec("P")
 
 Lock = asyncio.Lock
+
+# What a step gives once it was waited for; the blocking face has it at once.
+Later = Awaitable[T]
 
 
 async def to_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, ParamSpec, TypeVar
+from typing import Annotated, Any, ParamSpec, TypeVar
 
 from casemate import _core
 from casemate._compat._blocking_channel import Channel, Slot
@@ -16,6 +16,7 @@ from casemate.errors import DeadlineExceededError
 __all__ = [
     "AgentConnection",
     "Channel",
+    "Later",
     "Lock",
     "Reply",
     "Slot",
@@ -28,6 +29,8 @@ __all__ = [
 
 T = TypeVar("T")
 P = ParamSpec("P")
+
+Later = Annotated[T, "at once"]
 
 Lock = threading.Lock
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Deferred, Callable
+from collections.abc import Callable
 from typing import TypeVar
 
 from casemate._compat import blocking as compat
@@ -17,7 +17,7 @@ T = TypeVar("T")
 SERVICE = "grpc.AgentService"
 HEALTH = "grpc.Health"
 
-Explain = Callable[[AgentConnectionError], Deferred[CasemateError]]
+Explain = Callable[[AgentConnectionError], compat.Later[CasemateError]]
 """Finds the cause of a broken connection: most often the end of the VMM."""
 
 

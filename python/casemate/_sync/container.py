@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import secrets
 import signal
-from collections.abc import Deferred, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, overload
 
 from casemate._sync.agent import AgentClient, Pending, Pipeline
@@ -65,7 +65,7 @@ class Container:
         self._changed = changed
         self._created_unix_ns = record.created_unix_ns
         self._creating: Pending | None = None
-        self._detach: Callable[[], Deferred[None]] | None = None
+        self._detach: Callable[[], compat.Later[None]] | None = None
         self._image = image
         self._starting: Pending | None = None
         self._state = record.state
@@ -104,7 +104,7 @@ class Container:
         pipeline: Pipeline,
         spec: messages.Spec,
         storages: tuple[messages.Storage, ...],
-        detach: Callable[[], Deferred[None]] | None,
+        detach: Callable[[], compat.Later[None]] | None,
     ) -> None:
         """Send the request that makes it. ``detach`` lets go of its disk when it is removed."""
         self._detach = detach

@@ -237,7 +237,9 @@ class Sandbox:
         details = agent.submit("GetGuestDetails", messages.GuestDetailsRequest(mem_block_size=True))
         made = []
         for (container_id, config), image, address in zip(named, images, driver.disk_addresses, strict=True):
-            container = self._begin_container(pipeline, container_id, config, image, address, None)
+            container = self._begin_container(
+                pipeline, container_id, config, image, address, self._forgetting(container_id)
+            )
             made.append(container)
             if start:
                 container.begin_start(pipeline)
@@ -333,6 +335,14 @@ class Sandbox:
             self._containers[container_id] = container
             self._save()
             return container
+
+    def _forgetting(self, container_id: ContainerId) -> Callable[[], compat.Later[None]]:
+        """What remains to do when a container that was there at boot is removed: its disk stays plugged in."""
+
+        def forget() -> None:
+            self._containers.pop(container_id, None)
+
+        return forget
 
     @property
     def state(self) -> State:
