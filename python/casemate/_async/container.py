@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal, overload
 
 from casemate._async.agent import AsyncAgentClient, AsyncPending, AsyncPipeline
 from casemate._async.process import CAPTURE_LIMIT_BYTES, AsyncProcess
+from casemate._compat import aio as compat
 from casemate.agent import messages
 from casemate.agent.failure import command_error
 from casemate.agent.spec import build_process

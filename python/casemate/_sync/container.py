@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal, overload
 
 from casemate._sync.agent import AgentClient, Pending, Pipeline
 from casemate._sync.process import CAPTURE_LIMIT_BYTES, Process
+from casemate._compat import blocking as compat
 from casemate.agent import messages
 from casemate.agent.failure import command_error
 from casemate.agent.spec import build_process
