@@ -12,7 +12,6 @@ from casemate._async.process import CAPTURE_LIMIT_BYTES, AsyncProcess
 from casemate._compat import aio as compat
 from casemate.agent import messages
 from casemate.agent.failure import command_error
-from casemate.agent.spec import build_process
 from casemate.errors import AgentRpcError, CasemateError, InvalidStateError
 from casemate.persist.record import ContainerRecord
 from casemate.types import ContainerId, ExecId, ExecResult, State, check_identifier, check_transition
@@ -249,11 +248,11 @@ class AsyncContainer:
         *,
         terminal: bool,
     ) -> messages.ProcessSpec:
-        from casemate.images.process import resolve_exec
+        from casemate.agent.process import exec_process
 
-        own = self.process_spec
-        resolved = resolve_exec(self._image, own, command, env=env, cwd=cwd, user=user)
-        return build_process(resolved.args, resolved.env, resolved.cwd, resolved.user, terminal=terminal)
+        return exec_process(
+            self._image, self.process_spec, command, env=env or {}, cwd=cwd, user=user, terminal=terminal
+        )
 
     async def wait(self, timeout_s: float | None = None) -> int:
         """Wait for the end of its first process, return the exit status. Raises and blocks as :meth:`AsyncProcess.wait`."""

@@ -102,11 +102,12 @@ def _warm_up(
     with Sandbox.create(config, containers=(container,), start=True, settings=settings) as sandbox:
         sandbox.containers[0].process.stdout.read(1)
         record = sandbox.inspect()
-        plan = sandbox.vm_plan
+        driver = sandbox._own_driver("bench")
+        plan = driver.vm_plan
         versions = {
             "casemate": _core.__version__,
             "python": platform.python_version(),
-            "vmm": f"{record.hypervisor} {plan.qemu_version}",
+            "vmm": f"{record.hypervisor} {driver.qemu.version_text}",
             "machine": record.machine,
             "accel": record.accel,
             "guest kernel": record.kernel_release,

@@ -160,6 +160,13 @@ class AsyncQemu:
         return self.accelerator.reason
 
     @property
+    def vm_plan(self) -> planning.VmPlan:
+        """The VM as it was planned. Raises: InvalidStateError before :meth:`plan`."""
+        if self._plan is None:
+            raise InvalidStateError("there is nothing planned", state="new", wanted="planned")
+        return self._plan
+
+    @property
     def process(self) -> _core.ChildProcess:
         """QEMU's process. Raises: InvalidStateError before :meth:`start`."""
         if self._process is None:

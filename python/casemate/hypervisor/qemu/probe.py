@@ -30,6 +30,11 @@ class Qemu(msgspec.Struct, frozen=True, kw_only=True):
     path: str
     version: tuple[int, int, int]
 
+    @property
+    def version_text(self) -> str:
+        """``7.2.22``."""
+        return ".".join(str(part) for part in self.version)
+
 
 class _Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     path: str
