@@ -187,6 +187,18 @@ def unpack_layer(
     Needs: root for owners and device nodes. Blocks: for the unpacking, woken by signals.
     """
 
+def read_tree_file(directory: str | PathLike[str], path: str, *, max_bytes: int) -> bytes | None:
+    """Content of the regular file ``path`` below ``directory``, links resolved as inside a chroot; None when there is none.
+
+    Raises: ImageError (larger than ``max_bytes``, a loop of links), HostError. Blocks: for the read.
+    """
+
+def remove_tree(path: str | PathLike[str]) -> None:
+    """Remove ``path`` with all below it, however deep, following no link; not there is fine.
+
+    Raises: HostError. Blocks: for the removal.
+    """
+
 def decompress(data: bytes, *, format: str, max_bytes: int) -> bytes:
     """Decompress ``lz4-legacy`` (kernel image), ``zstd`` or ``gzip``; for xz take :mod:`lzma`.
 

@@ -13,7 +13,7 @@ mod core {
     use super::{Bound, PyModule, PyModuleMethods, PyResult};
 
     #[pymodule_export]
-    use crate::archive::{decompress, unpack_layer};
+    use crate::archive::{decompress, read_tree_file, remove_tree, unpack_layer};
     #[pymodule_export]
     use super::vsock::VsockBackend;
 
