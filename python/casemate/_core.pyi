@@ -151,7 +151,8 @@ class VsockBackend:
         """Why the backend stopped by itself (also: the VMM closed its end), None while it runs or after :meth:`close`."""
     def stats(self) -> dict[str, int]:
         """Counters, in from the guest and out to it: ``connections_open``, ``connections_total``, ``packets_in_total``,
-        ``packets_out_total``, ``packets_dropped_total``, ``resets_total``, ``bytes_in_total``, ``bytes_out_total``."""
+        ``packets_out_total``, ``packets_dropped_total``, ``resets_total``, ``bytes_in_total``, ``bytes_out_total``.
+        """
     def close(self) -> None:
         """Stop the thread, close every connection, remove ``uds_path``. Idempotent.
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from casemate.errors import HostError, ResourceExhaustedError
 
-__all__ = ["DEVICE", "FIRST_CID", "SET_GUEST_CID", "LAST_CID", "is_usable", "reserve_cid"]
+__all__ = ["DEVICE", "FIRST_CID", "LAST_CID", "SET_GUEST_CID", "is_usable", "reserve_cid"]
 
 DEVICE = "/dev/vhost-vsock"
 SET_GUEST_CID = 0x4008AF60
@@ -74,4 +74,6 @@ def _ask(fd: int, cid: bytes) -> None:
 
 
 def _host_error(device: str, what: str, error: OSError) -> HostError:
-    return HostError(f"{device} {what}: {error.strerror}", errno=error.errno or 0, target=device, op="vsock.reserve_cid")
+    return HostError(
+        f"{device} {what}: {error.strerror}", errno=error.errno or 0, target=device, op="vsock.reserve_cid"
+    )
