@@ -1,8 +1,12 @@
 //! The extension module `casemate._core`: conversions, error mapping and waits, no policy.
 
 mod archive;
+mod child;
+mod connection;
+mod dial;
 mod error;
 mod vsock;
+mod wait;
 
 use pyo3::prelude::*;
 
@@ -10,6 +14,12 @@ use pyo3::prelude::*;
 #[pymodule]
 #[pyo3(name = "_core")]
 mod core {
+    #[pymodule_export]
+    use super::child::{ChildProcess, spawn};
+    #[pymodule_export]
+    use super::connection::Connection;
+    #[pymodule_export]
+    use super::dial::{accept, connect_hybrid, connect_vsock};
     use super::{Bound, PyModule, PyModuleMethods, PyResult};
 
     #[pymodule_export]
