@@ -1,6 +1,10 @@
 //! The extension module `casemate._core`: conversions, error mapping and waits, no policy.
 
+mod child;
+mod connection;
+mod dial;
 mod error;
+mod wait;
 
 use pyo3::prelude::*;
 
@@ -8,6 +12,12 @@ use pyo3::prelude::*;
 #[pymodule]
 #[pyo3(name = "_core")]
 mod core {
+    #[pymodule_export]
+    use super::child::{ChildProcess, spawn};
+    #[pymodule_export]
+    use super::connection::Connection;
+    #[pymodule_export]
+    use super::dial::{accept, connect_hybrid, connect_vsock};
     use super::{Bound, PyModule, PyModuleMethods, PyResult};
 
     #[pymodule_init]

@@ -88,12 +88,11 @@ fn make_directory(path: &str) -> Result<()> {
     DirBuilder::new().recursive(true).mode(0o755).create(path).context("mkdir", path)
 }
 
+#[allow(clippy::unnecessary_cast, reason = "the types differ between C libraries")]
 fn is_initramfs() -> Result<bool> {
     const RAMFS_MAGIC: i64 = 0x8584_58f6;
     let kind = statfs("/").context("statfs", "/")?.filesystem_type().0;
-    #[allow(clippy::unnecessary_cast, reason = "the type differs between C libraries")]
-    let kind = kind as i64;
-    Ok(kind == RAMFS_MAGIC || kind == libc::TMPFS_MAGIC as i64)
+    Ok(kind as i64 == RAMFS_MAGIC || kind as i64 == libc::TMPFS_MAGIC as i64)
 }
 
 fn replace_ptmx(root: &str) -> Result<()> {

@@ -16,6 +16,7 @@ use crate::launch::status::{Step, StepError};
 type Result<T> = std::result::Result<T, StepError>;
 
 /// Resource limits by name.
+#[allow(clippy::unnecessary_cast, reason = "the type differs between C libraries")]
 const LIMITS: [(&str, u32); 16] = [
     ("RLIMIT_CPU", libc::RLIMIT_CPU as u32),
     ("RLIMIT_FSIZE", libc::RLIMIT_FSIZE as u32),
