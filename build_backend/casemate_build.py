@@ -101,6 +101,8 @@ def build_agent(profile: str) -> None:
     missing = missing_static_target()
     if missing is not None:
         raise BuildError(missing)
+    if not (ROOT / "rust" / "casemate-agent").is_dir():
+        return
     OUT.mkdir(parents=True, exist_ok=True)
     command = [cargo, "run", "--quiet", "--locked", "--profile", profile, "-p", "xtask", "--"]
     command += ["agent", "--out", str(OUT), "--profile", "quick" if profile == "quick" else "agent"]

@@ -1,7 +1,7 @@
 """Build an OCI image of a Debian userland with Python, from the distribution's own packages.
 
-``python -m scripts.debian_image CACHE`` prints the layout's path. Packages are really configured (``mmdebstrap --variant=essential``):
-about half a minute once; later calls only compare package versions.
+``python -m scripts.debian_image [CACHE]`` prints the layout's path. Packages are really configured
+(``mmdebstrap --variant=essential``): about half a minute once; later calls only compare package versions.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from casemate.config.settings import Settings
 from scripts.oci_layout import write_layout
 
 __all__ = ["build_debian_image"]
@@ -99,5 +100,12 @@ def _key(suite: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+def main() -> int:
+    """Print the layout's path."""
+    cache = Path(sys.argv[1]).resolve() if len(sys.argv) > 1 else Settings.from_environment().cache_root
+    print(build_debian_image(cache))
+    return 0
+
+
 if __name__ == "__main__":
-    print(build_debian_image(Path(sys.argv[1]).resolve()))
+    sys.exit(main())

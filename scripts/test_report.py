@@ -1,8 +1,8 @@
 """Counts of a test run: gather them from cargo, add them up, judge the skips.
 
 ``run FILE COMMAND…`` runs a cargo command, passes its output on and writes its counts to FILE.
-``total DIRECTORY`` prints
-one line a level and the sum; it fails when a test failed, none ran, or more were skipped than ``skip_ceiling`` of ``pyproject.toml`` allows.
+``total DIRECTORY`` prints one line a level and the sum; it fails when a test failed, none ran, or more
+were skipped than ``skip_ceiling`` of ``pyproject.toml`` allows.
 """
 
 from __future__ import annotations

@@ -87,10 +87,26 @@ def _no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def busybox_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """OCI layout with a static busybox and its links: small and quick to start."""
+    if lack := capabilities.missing("busybox"):
+        pytest.skip(f"needs {lack}")
     return images.build_busybox_layout(tmp_path_factory.mktemp("busybox") / "image")
+
+
+@pytest.fixture(scope="session")
+def busybox(busybox_image: Path) -> str:
+    """Reference of :func:`busybox_image`."""
+    return f"oci:{busybox_image}"
 
 
 @pytest.fixture(scope="session")
 def debian_image(cache_root: Path) -> Path:
     """OCI layout of a Debian userland with Python, built from packages once and kept in the cache."""
+    if lack := capabilities.missing("mmdebstrap"):
+        pytest.skip(f"needs {lack}")
     return images.build_debian_image(cache_root)
+
+
+@pytest.fixture(scope="session")
+def debian(debian_image: Path) -> str:
+    """Reference of :func:`debian_image`."""
+    return f"oci:{debian_image}"

@@ -11,7 +11,7 @@ from casemate import _core
 from casemate._async.agent import AsyncAgentClient
 from casemate._compat import aio as compat
 from casemate.agent.transport import AGENT_PORT, HybridTransport, Transport, VsockTransport
-from casemate.errors import AgentConnectionError, CasemateError, DeadlineExceededError
+from casemate.errors import AgentConnectionError, CasemateError, DeadlineExceededError, InternalError
 
 if TYPE_CHECKING:
     from casemate._async.hypervisor.qemu import AsyncQemu
@@ -34,10 +34,10 @@ async def await_agent(
     Blocks: until then. No polling: the call wakes it.
     """
     started = time.monotonic()
-    child = driver.child
+    child = driver.process
     ready = await compat.wait_readable((listener.fileno(), child.fileno()), started + timeout_s)
     if child.fileno() in ready and listener.fileno() not in ready:
-        raise await driver.exit_error()
+        raise await _exit_cause(driver)
     if not ready:
         raise await _boot_too_slow(driver, started, timeout_s)
     accepted, _ = listener.accept()
@@ -51,7 +51,7 @@ async def dial_agent(
 
     Raises and blocks as :meth:`await_agent`; refusals are retried every 1 to 5 ms until the deadline.
     """
-    watch = driver.child if driver is not None else None
+    watch = driver.process if driver is not None else None
     dial = _dialler(transport, timeout_s, watch)
     started = time.monotonic()
     try:
@@ -81,7 +81,7 @@ def _dialler(
 def _client(
     driver: AsyncQemu | None, take_fd: int, *, ordered: bool, request_timeout_s: float
 ) -> AsyncAgentClient:
-    watch = driver.child if driver is not None else None
+    watch = driver.process if driver is not None else None
     connection = compat.AgentConnection(take_fd, watch=watch)
     return AsyncAgentClient(
         connection,
@@ -95,13 +95,17 @@ async def explain(driver: AsyncQemu | None, error: AgentConnectionError) -> Case
     """The cause of a broken connection: VmmExitedError when the VMM ended, else ``error``."""
     if driver is None:
         return error
-    if not await compat.wait_readable((driver.child.fileno(),), time.monotonic() + EXIT_GRACE_S):
-        return error
-    return await driver.exit_error()
+    ended = await driver.exit_error(EXIT_GRACE_S)
+    return error if ended is None else ended
+
+
+async def _exit_cause(driver: AsyncQemu) -> CasemateError:
+    ended = await driver.exit_error()
+    return InternalError("the VMM's end was seen but its status is unknown") if ended is None else ended
 
 
 async def _boot_too_slow(driver: AsyncQemu, started: float, timeout_s: float) -> DeadlineExceededError:
-    console = driver.child.console_tail().decode("utf-8", "replace").strip()
+    console = driver.process.console_tail().decode("utf-8", "replace").strip()
     tail = "\n".join(console.splitlines()[-12:])
     told = f"; the console's last lines:\n{tail}" if tail else "; the guest's console is empty"
     return DeadlineExceededError(

@@ -13,24 +13,26 @@ from typing import TYPE_CHECKING, Any
 
 from casemate._async.agent import AsyncAgentClient, AsyncPipeline
 from casemate._async.container import AsyncContainer, new_container_id
-from casemate._async.hypervisor.qemu import AsyncQemu
+from casemate._async.hypervisor.qemu import VSOCK_SOCKET, AsyncQemu
 from casemate._async.link import await_agent, dial_agent
 from casemate._async.undo import AsyncUndoStack, raise_with
 from casemate._compat import aio as compat
 from casemate.agent import messages
-from casemate.agent.spec import build_process, build_spec, build_storages
-from casemate.agent.transport import HOST_PORT, HybridTransport
+from casemate.agent.spec import build_spec, build_storages
+from casemate.agent.transport import HOST_PORT, HybridTransport, Transport
 from casemate.config.container import ContainerConfig
 from casemate.config.sandbox import SandboxConfig, TimeoutConfig
 from casemate.config.settings import Settings
 from casemate.errors import AlreadyExistsError, CasemateError, InvalidStateError, NotFoundError
 from casemate.hypervisor import BlockAddress, BlockDevice
+from casemate.hypervisor.boot import boot_assets
 from casemate.observe.timings import PhaseClock
 from casemate.persist.record import ContainerRecord, ProcessRecord, SandboxRecord
 from casemate.persist.store import SandboxDirectory, is_owned, load_record, process_record, sandboxes_root
-from casemate.types import ContainerId, Phase, SandboxId, State, check_transition
+from casemate.types import ContainerId, Phase, Progress, SandboxId, State, check_transition
 
 if TYPE_CHECKING:
+    from casemate.guest import GuestAssets
     from casemate.images import Image
 
 __all__ = ["AsyncSandbox"]
@@ -38,8 +40,6 @@ __all__ = ["AsyncSandbox"]
 _log = logging.getLogger(__name__)
 
 GUEST_HOSTNAME_BYTES = 64
-VSOCK_SOCKET = "vsock.sock"
-"""Name of the hybrid socket in the state directory."""
 
 
 class AsyncSandbox:
@@ -50,10 +50,13 @@ class AsyncSandbox:
     Attributes:
         id: Its name on this host.
         config: What it was made from.
+        guest: What the agent said of the guest.
+        agent_url: The agent's address: ``hvsock://<path>:1024`` or ``vsock://<cid>:1024``.
     """
 
     __slots__ = (
         "_agent",
+        "_assets",
         "_clock",
         "_containers",
         "_created_unix_ns",
@@ -65,6 +68,8 @@ class AsyncSandbox:
         "_state",
         "_timeouts",
         "_undo",
+        "_vmm",
+        "agent_url",
         "config",
         "guest",
         "id",
@@ -86,6 +91,9 @@ class AsyncSandbox:
         self._driver: AsyncQemu | None = None
         self._agent: AsyncAgentClient | None = None
         self._record: SandboxRecord | None = None
+        self._assets: GuestAssets | None = None
+        self._vmm: ProcessRecord | None = None
+        self.agent_url = ""
 
     @classmethod
     async def create(
@@ -95,7 +103,7 @@ class AsyncSandbox:
         containers: Sequence[ContainerConfig] = (),
         start: bool = False,
         settings: Settings | None = None,
-        progress: Callable[[Any], None] | None = None,
+        progress: Callable[[Progress], None] | None = None,
     ) -> AsyncSandbox:
         """Boot a virtual machine and wait until its agent is ready.
 
@@ -160,6 +168,7 @@ class AsyncSandbox:
         transport = HybridTransport(sandboxes_root(settings) / sandbox_id / VSOCK_SOCKET)
         agent = await dial_agent(transport, None, timeout_s=request_s, request_timeout_s=request_s)
         sandbox._agent = agent
+        sandbox.agent_url = transport.url
         sandbox._undo.push("agent connection", sandbox._close_agent)
         for one in record.containers:
             image = await sandbox._find_image(one.image_digest)
@@ -170,36 +179,36 @@ class AsyncSandbox:
         self,
         containers: tuple[ContainerConfig, ...],
         start: bool,
-        progress: Callable[[Any], None] | None,
+        progress: Callable[[Progress], None] | None,
     ) -> None:
         named = [(new_container_id(one.name), one) for one in containers]
         if len({container_id for container_id, _ in named}) != len(named):
             raise AlreadyExistsError("two containers have the same name; give each a name of its own")
         images = [await self._resolve_image(one, progress) for one in containers]
-        driver = await self._plan(images, progress)
+        driver, addresses = await self._plan(images, progress)
         self._clock.mark("plan")
         await self._boot(driver)
-        await self._prepare_guest(named, images, start)
+        await self._prepare_guest(list(zip(named, images, addresses, strict=True)), start)
 
-    async def _plan(self, images: Sequence[Image], progress: Callable[[Any], None] | None) -> AsyncQemu:
+    async def _plan(
+        self, images: Sequence[Image], progress: Callable[[Progress], None] | None
+    ) -> tuple[AsyncQemu, tuple[BlockAddress, ...]]:
+        """Decide on everything; nothing is made."""
         from casemate import guest
 
-        assets = await compat.to_thread(
+        driver = await AsyncQemu.create(self.config, self._settings, sandbox_id=self.id)
+        self._assets = await compat.to_thread(
             guest.resolve,
             self.config.kernel,
             self.config.initrd,
+            image=self.config.image,
             machine=self.config.machine,
             settings=self._settings,
-            progress=progress,
+            progress=_steps(progress),
         )
-        return await AsyncQemu.plan(
-            self.id,
-            self.config,
-            assets=assets,
-            disks=[_disk(f"rootfs{index}", image) for index, image in enumerate(images)],
-            settings=self._settings,
-            timeouts=self._timeouts,
-            host_port=HOST_PORT,
+        boot = boot_assets(self.config, self._guest_assets(), driver.accel_name, host_port=HOST_PORT)
+        return driver, driver.plan(
+            boot, [_disk(f"rootfs{index}", image) for index, image in enumerate(images)]
         )
 
     async def _boot(self, driver: AsyncQemu) -> None:
@@ -208,26 +217,32 @@ class AsyncSandbox:
         self._driver = driver
         self._save()
         self._undo.push("virtual machine", driver.stop)
-        driver.prepare(self._directory.path)
-        with driver.transport.listen(HOST_PORT) as listener:
-            await driver.start()
+        transport = await driver.prepare(self._directory.path)
+        self.agent_url = transport.url
+        with transport.listen(HOST_PORT) as listener:
+            started = await driver.start()
+            self._vmm = ProcessRecord(pid=started.pid, start_time_ticks=started.start_time_ticks)
             self._save()
             self._clock.mark("vmm_spawn")
-            self._agent = await self._connect(driver, listener)
+            self._agent = await self._connect(driver, transport, listener)
         self._undo.push("agent connection", self._close_agent)
         self._clock.mark("boot")
 
-    async def _connect(self, driver: AsyncQemu, listener: socket.socket) -> AsyncAgentClient:
+    async def _connect(
+        self, driver: AsyncQemu, transport: Transport, listener: socket.socket
+    ) -> AsyncAgentClient:
         boot_s, request_s = self._timeouts.boot_s, self._timeouts.request_s
-        if driver.assets.agent == "casemate":
+        if self._guest_assets().agent == "casemate":
             return await await_agent(driver, listener, timeout_s=boot_s, request_timeout_s=request_s)
-        return await dial_agent(driver.transport, driver, timeout_s=boot_s, request_timeout_s=request_s)
+        return await dial_agent(transport, driver, timeout_s=boot_s, request_timeout_s=request_s)
 
     async def _prepare_guest(
-        self, named: Sequence[tuple[ContainerId, ContainerConfig]], images: Sequence[Image], start: bool
+        self,
+        wanted: Sequence[tuple[tuple[ContainerId, ContainerConfig], Image, BlockAddress]],
+        start: bool,
     ) -> None:
         """Send all that makes the first containers at once, then read the answers."""
-        agent, driver = self._running_agent("create"), self._own_driver("create")
+        agent = self._running_agent("create")
         hostname = (self.config.hostname or self.id)[:GUEST_HOSTNAME_BYTES]
         pipeline = AsyncPipeline(agent)
         created = await pipeline.send(
@@ -235,8 +250,10 @@ class AsyncSandbox:
         )
         details = agent.submit("GetGuestDetails", messages.GuestDetailsRequest(mem_block_size=True))
         made = []
-        for (container_id, config), image, address in zip(named, images, driver.disk_addresses, strict=True):
-            container = await self._begin_container(pipeline, container_id, config, image, address, None)
+        for (container_id, config), image, address in wanted:
+            container = await self._begin_container(
+                pipeline, container_id, config, image, address, self._forgetting(container_id)
+            )
             made.append(container)
             if start:
                 await container.begin_start(pipeline)
@@ -263,11 +280,9 @@ class AsyncSandbox:
         address: BlockAddress,
         detach: Callable[[], Any] | None,
     ) -> AsyncContainer:
-        from casemate.images import compose_process
+        from casemate.agent.process import container_process
 
-        composed = compose_process(image, config)
-        user = messages.User(uid=composed.uid, gid=composed.gid, additional_gids=composed.additional_gids)
-        process = build_process(composed.args, composed.env, composed.cwd, user, terminal=config.terminal)
+        process = container_process(image, config)
         record = ContainerRecord(
             id=container_id,
             image=image.name,
@@ -284,13 +299,15 @@ class AsyncSandbox:
             readonly_rootfs=config.readonly_rootfs,
             annotations=config.annotations,
         )
-        driver, source = ("blk", address.pci_path) if address.pci_path else ("mmioblk", f"serial={address.serial}")
+        driver, source = (
+            ("blk", address.pci_path) if address.pci_path else ("mmioblk", f"serial={address.serial}")
+        )
         storages = build_storages(container_id, driver=driver, source=source, fstype=image.fstype)
         await container.begin_create(pipeline, spec, storages, detach)
         return container
 
     async def create_container(
-        self, config: ContainerConfig, *, progress: Callable[[Any], None] | None = None
+        self, config: ContainerConfig, *, progress: Callable[[Progress], None] | None = None
     ) -> AsyncContainer:
         """Make a container; its image is plugged into the running machine.
 
@@ -320,7 +337,9 @@ class AsyncSandbox:
 
             try:
                 pipeline = AsyncPipeline(agent)
-                container = await self._begin_container(pipeline, container_id, config, image, address, detach)
+                container = await self._begin_container(
+                    pipeline, container_id, config, image, address, detach
+                )
                 await container.settle()
             except BaseException as error:
                 undo = AsyncUndoStack()
@@ -332,6 +351,14 @@ class AsyncSandbox:
             self._containers[container_id] = container
             self._save()
             return container
+
+    def _forgetting(self, container_id: ContainerId) -> Callable[[], compat.Later[None]]:
+        """What remains to do when a container that was there at boot is removed: its disk stays plugged in."""
+
+        async def forget() -> None:
+            self._containers.pop(container_id, None)
+
+        return forget
 
     @property
     def state(self) -> State:
@@ -349,12 +376,16 @@ class AsyncSandbox:
         if name is None:
             if len(self._containers) == 1:
                 return next(iter(self._containers.values()))
-            raise NotFoundError(f"sandbox {self.id} has not one container but: {known}; name one", sandbox_id=self.id)
+            raise NotFoundError(
+                f"sandbox {self.id} has not one container but: {known}; name one", sandbox_id=self.id
+            )
         try:
             return self._containers[ContainerId(name)]
         except KeyError as error:
             raise NotFoundError(
-                f"sandbox {self.id} has no container {name!r}; it has: {known}", sandbox_id=self.id, container_id=name
+                f"sandbox {self.id} has no container {name!r}; it has: {known}",
+                sandbox_id=self.id,
+                container_id=name,
             ) from error
 
     @property
@@ -363,14 +394,9 @@ class AsyncSandbox:
         return self._clock.phases
 
     @property
-    def agent_url(self) -> str:
-        """The agent's address: ``hvsock://<path>:1024`` or ``vsock://<cid>:1024``."""
-        return self._own_driver("agent_url").transport.url
-
-    @property
     def vmm_pid(self) -> int:
         """Process id of the VMM."""
-        return self._own_driver("vmm_pid").child.pid
+        return self._own_driver("vmm_pid").process.pid
 
     def inspect(self) -> SandboxRecord:
         """All that is known of it, as in its state document. Does not block."""
@@ -437,18 +463,24 @@ class AsyncSandbox:
                 "DestroySandbox", messages.DestroySandboxRequest(), timeout_s=self._timeouts.stop_s
             )
         except CasemateError as error:
-            _log.info("the guest did not say goodbye", extra={"sandbox": self.id, "op": "sandbox.stop"}, exc_info=error)
+            _log.info(
+                "the guest did not say goodbye",
+                extra={"sandbox": self.id, "op": "sandbox.stop"},
+                exc_info=error,
+            )
 
-    async def _resolve_image(self, config: ContainerConfig, progress: Callable[[Any], None] | None) -> Image:
+    async def _resolve_image(self, config: ContainerConfig, progress: Callable[[Progress], None] | None) -> Image:
         from casemate import images
 
-        return await compat.to_thread(images.resolve, config.image, settings=self._settings, progress=progress)
+        return await compat.to_thread(
+            images.resolve, config.image, settings=self._settings, progress=progress
+        )
 
     async def _find_image(self, digest: str) -> Image | None:
         from casemate import images
 
         try:
-            return await compat.to_thread(images.find, digest, settings=self._settings)
+            return await compat.to_thread(images.resolve, digest, settings=self._settings)
         except NotFoundError:
             return None
 
@@ -487,8 +519,7 @@ class AsyncSandbox:
             self._directory.write(self._make_record())
 
     def _make_record(self) -> SandboxRecord:
-        driver = self._own_driver("inspect")
-        started = driver.process
+        driver, assets = self._own_driver("inspect"), self._guest_assets()
         return SandboxRecord(
             id=self.id,
             state=self._state,
@@ -496,18 +527,31 @@ class AsyncSandbox:
             owner=process_record(os.getpid()),
             hypervisor=self.config.hypervisor,
             machine=self.config.machine,
-            accel=driver.accelerator.name,
-            accel_reason=driver.accelerator.reason,
+            accel=driver.accel_name,
+            accel_reason=driver.accel_reason,
             vcpus=self.config.vcpus,
             memory_mib=self.config.memory_mib,
-            kernel=str(driver.assets.kernel),
-            kernel_release=driver.assets.kernel_release,
-            initrd=None if driver.assets.initrd is None else str(driver.assets.initrd),
-            vmm=None
-            if started is None
-            else ProcessRecord(pid=started.pid, start_time_ticks=started.start_time_ticks),
+            kernel=str(assets.kernel),
+            kernel_release=assets.kernel_release,
+            initrd=None if assets.initrd is None else str(assets.initrd),
+            vmm=self._vmm,
             containers=tuple(container.record() for container in self._containers.values()),
         )
+
+    def _guest_assets(self) -> GuestAssets:
+        assert self._assets is not None
+        return self._assets
+
+
+def _steps(progress: Callable[[Progress], None] | None) -> Callable[[str, int, int], None] | None:
+    """``progress`` as the making of guest assets calls it."""
+    if progress is None:
+        return None
+
+    def step(phase: str, done_bytes: int, total_bytes: int) -> None:
+        progress(Progress(phase=phase, done_bytes=done_bytes, total_bytes=total_bytes))
+
+    return step
 
 
 def _disk(name: str, image: Image) -> BlockDevice:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 
 from casemate._compat import aio as compat
@@ -19,9 +19,9 @@ class AsyncUndoStack:
     __slots__ = ("_steps",)
 
     def __init__(self) -> None:
-        self._steps: list[tuple[str, Callable[[], Awaitable[Any]]]] = []
+        self._steps: list[tuple[str, Callable[[], compat.Later[Any]]]] = []
 
-    def push(self, name: str, step: Callable[[], Awaitable[Any]]) -> None:
+    def push(self, name: str, step: Callable[[], compat.Later[Any]]) -> None:
         """Register a step, in the statement behind the one that acquired."""
         self._steps.append((name, step))
 

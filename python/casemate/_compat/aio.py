@@ -17,6 +17,7 @@ from casemate.errors import AgentConnectionError, DeadlineExceededError
 __all__ = [
     "AgentConnection",
     "Channel",
+    "Later",
     "Lock",
     "Reply",
     "Slot",
@@ -31,6 +32,9 @@ T = TypeVar("T")
 P = ParamSpec("P")
 
 Lock = asyncio.Lock
+
+# What a step gives once it was waited for; the blocking face has it at once.
+Later = Awaitable[T]
 
 
 async def to_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -166,7 +170,9 @@ class AgentConnection:
         """Send a JSON request. Does not wait."""
         return self._await(self._native.submit(service, method, request, timeout_s=timeout_s), timeout_s)
 
-    def submit_write_stdin(self, container_id: str, exec_id: str, data: bytes, timeout_s: float | None) -> Reply:
+    def submit_write_stdin(
+        self, container_id: str, exec_id: str, data: bytes, timeout_s: float | None
+    ) -> Reply:
         """Send WriteStdin. Does not wait."""
         slot = self._native.submit_write_stdin(container_id, exec_id, data, timeout_s=timeout_s)
         return self._await(slot, timeout_s)

@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, ParamSpec, TypeVar
+from typing import Annotated, Any, ParamSpec, TypeVar
 
 from casemate import _core
 from casemate._compat._blocking_channel import Channel, Slot
@@ -16,6 +16,7 @@ from casemate.errors import DeadlineExceededError
 __all__ = [
     "AgentConnection",
     "Channel",
+    "Later",
     "Lock",
     "Reply",
     "Slot",
@@ -28,6 +29,8 @@ __all__ = [
 
 T = TypeVar("T")
 P = ParamSpec("P")
+
+Later = Annotated[T, "at once"]
 
 Lock = threading.Lock
 
@@ -147,7 +150,9 @@ class AgentConnection:
         """Send a JSON request. Does not wait."""
         return Reply(self, self._native, self._native.submit(service, method, request, timeout_s=timeout_s))
 
-    def submit_write_stdin(self, container_id: str, exec_id: str, data: bytes, timeout_s: float | None) -> Reply:
+    def submit_write_stdin(
+        self, container_id: str, exec_id: str, data: bytes, timeout_s: float | None
+    ) -> Reply:
         """Send WriteStdin. Does not wait."""
         slot = self._native.submit_write_stdin(container_id, exec_id, data, timeout_s=timeout_s)
         return Reply(self, self._native, slot)

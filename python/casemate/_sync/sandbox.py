@@ -14,24 +14,26 @@ from typing import TYPE_CHECKING, Any
 
 from casemate._sync.agent import AgentClient, Pipeline
 from casemate._sync.container import Container, new_container_id
-from casemate._sync.hypervisor.qemu import Qemu
+from casemate._sync.hypervisor.qemu import VSOCK_SOCKET, Qemu
 from casemate._sync.link import await_agent, dial_agent
 from casemate._sync.undo import UndoStack, raise_with
 from casemate._compat import blocking as compat
 from casemate.agent import messages
-from casemate.agent.spec import build_process, build_spec, build_storages
-from casemate.agent.transport import HOST_PORT, HybridTransport
+from casemate.agent.spec import build_spec, build_storages
+from casemate.agent.transport import HOST_PORT, HybridTransport, Transport
 from casemate.config.container import ContainerConfig
 from casemate.config.sandbox import SandboxConfig, TimeoutConfig
 from casemate.config.settings import Settings
 from casemate.errors import AlreadyExistsError, CasemateError, InvalidStateError, NotFoundError
 from casemate.hypervisor import BlockAddress, BlockDevice
+from casemate.hypervisor.boot import boot_assets
 from casemate.observe.timings import PhaseClock
 from casemate.persist.record import ContainerRecord, ProcessRecord, SandboxRecord
 from casemate.persist.store import SandboxDirectory, is_owned, load_record, process_record, sandboxes_root
-from casemate.types import ContainerId, Phase, SandboxId, State, check_transition
+from casemate.types import ContainerId, Phase, Progress, SandboxId, State, check_transition
 
 if TYPE_CHECKING:
+    from casemate.guest import GuestAssets
     from casemate.images import Image
 
 __all__ = ["Sandbox"]
@@ -39,8 +41,6 @@ __all__ = ["Sandbox"]
 _log = logging.getLogger(__name__)
 
 GUEST_HOSTNAME_BYTES = 64
-VSOCK_SOCKET = "vsock.sock"
-"""Name of the hybrid socket in the state directory."""
 
 
 class Sandbox:
@@ -51,10 +51,13 @@ class Sandbox:
     Attributes:
         id: Its name on this host.
         config: What it was made from.
+        guest: What the agent said of the guest.
+        agent_url: The agent's address: ``hvsock://<path>:1024`` or ``vsock://<cid>:1024``.
     """
 
     __slots__ = (
         "_agent",
+        "_assets",
         "_clock",
         "_containers",
         "_created_unix_ns",
@@ -66,6 +69,8 @@ class Sandbox:
         "_state",
         "_timeouts",
         "_undo",
+        "_vmm",
+        "agent_url",
         "config",
         "guest",
         "id",
@@ -87,6 +92,9 @@ class Sandbox:
         self._driver: Qemu | None = None
         self._agent: AgentClient | None = None
         self._record: SandboxRecord | None = None
+        self._assets: GuestAssets | None = None
+        self._vmm: ProcessRecord | None = None
+        self.agent_url = ""
 
     @classmethod
     def create(
@@ -96,7 +104,7 @@ class Sandbox:
         containers: Sequence[ContainerConfig] = (),
         start: bool = False,
         settings: Settings | None = None,
-        progress: Callable[[Any], None] | None = None,
+        progress: Callable[[Progress], None] | None = None,
     ) -> Sandbox:
         """Boot a virtual machine and wait until its agent is ready.
 
@@ -161,6 +169,7 @@ class Sandbox:
         transport = HybridTransport(sandboxes_root(settings) / sandbox_id / VSOCK_SOCKET)
         agent = dial_agent(transport, None, timeout_s=request_s, request_timeout_s=request_s)
         sandbox._agent = agent
+        sandbox.agent_url = transport.url
         sandbox._undo.push("agent connection", sandbox._close_agent)
         for one in record.containers:
             image = sandbox._find_image(one.image_digest)
@@ -171,36 +180,36 @@ class Sandbox:
         self,
         containers: tuple[ContainerConfig, ...],
         start: bool,
-        progress: Callable[[Any], None] | None,
+        progress: Callable[[Progress], None] | None,
     ) -> None:
         named = [(new_container_id(one.name), one) for one in containers]
         if len({container_id for container_id, _ in named}) != len(named):
             raise AlreadyExistsError("two containers have the same name; give each a name of its own")
         images = [self._resolve_image(one, progress) for one in containers]
-        driver = self._plan(images, progress)
+        driver, addresses = self._plan(images, progress)
         self._clock.mark("plan")
         self._boot(driver)
-        self._prepare_guest(named, images, start)
+        self._prepare_guest(list(zip(named, images, addresses, strict=True)), start)
 
-    def _plan(self, images: Sequence[Image], progress: Callable[[Any], None] | None) -> Qemu:
+    def _plan(
+        self, images: Sequence[Image], progress: Callable[[Progress], None] | None
+    ) -> tuple[Qemu, tuple[BlockAddress, ...]]:
+        """Decide on everything; nothing is made."""
         from casemate import guest
 
-        assets = compat.to_thread(
+        driver = Qemu.create(self.config, self._settings, sandbox_id=self.id)
+        self._assets = compat.to_thread(
             guest.resolve,
             self.config.kernel,
             self.config.initrd,
+            image=self.config.image,
             machine=self.config.machine,
             settings=self._settings,
-            progress=progress,
+            progress=_steps(progress),
         )
-        return Qemu.plan(
-            self.id,
-            self.config,
-            assets=assets,
-            disks=[_disk(f"rootfs{index}", image) for index, image in enumerate(images)],
-            settings=self._settings,
-            timeouts=self._timeouts,
-            host_port=HOST_PORT,
+        boot = boot_assets(self.config, self._guest_assets(), driver.accel_name, host_port=HOST_PORT)
+        return driver, driver.plan(
+            boot, [_disk(f"rootfs{index}", image) for index, image in enumerate(images)]
         )
 
     def _boot(self, driver: Qemu) -> None:
@@ -209,26 +218,32 @@ class Sandbox:
         self._driver = driver
         self._save()
         self._undo.push("virtual machine", driver.stop)
-        driver.prepare(self._directory.path)
-        with driver.transport.listen(HOST_PORT) as listener:
-            driver.start()
+        transport = driver.prepare(self._directory.path)
+        self.agent_url = transport.url
+        with transport.listen(HOST_PORT) as listener:
+            started = driver.start()
+            self._vmm = ProcessRecord(pid=started.pid, start_time_ticks=started.start_time_ticks)
             self._save()
             self._clock.mark("vmm_spawn")
-            self._agent = self._connect(driver, listener)
+            self._agent = self._connect(driver, transport, listener)
         self._undo.push("agent connection", self._close_agent)
         self._clock.mark("boot")
 
-    def _connect(self, driver: Qemu, listener: socket.socket) -> AgentClient:
+    def _connect(
+        self, driver: Qemu, transport: Transport, listener: socket.socket
+    ) -> AgentClient:
         boot_s, request_s = self._timeouts.boot_s, self._timeouts.request_s
-        if driver.assets.agent == "casemate":
+        if self._guest_assets().agent == "casemate":
             return await_agent(driver, listener, timeout_s=boot_s, request_timeout_s=request_s)
-        return dial_agent(driver.transport, driver, timeout_s=boot_s, request_timeout_s=request_s)
+        return dial_agent(transport, driver, timeout_s=boot_s, request_timeout_s=request_s)
 
     def _prepare_guest(
-        self, named: Sequence[tuple[ContainerId, ContainerConfig]], images: Sequence[Image], start: bool
+        self,
+        wanted: Sequence[tuple[tuple[ContainerId, ContainerConfig], Image, BlockAddress]],
+        start: bool,
     ) -> None:
         """Send all that makes the first containers at once, then read the answers."""
-        agent, driver = self._running_agent("create"), self._own_driver("create")
+        agent = self._running_agent("create")
         hostname = (self.config.hostname or self.id)[:GUEST_HOSTNAME_BYTES]
         pipeline = Pipeline(agent)
         created = pipeline.send(
@@ -236,8 +251,10 @@ class Sandbox:
         )
         details = agent.submit("GetGuestDetails", messages.GuestDetailsRequest(mem_block_size=True))
         made = []
-        for (container_id, config), image, address in zip(named, images, driver.disk_addresses, strict=True):
-            container = self._begin_container(pipeline, container_id, config, image, address, None)
+        for (container_id, config), image, address in wanted:
+            container = self._begin_container(
+                pipeline, container_id, config, image, address, self._forgetting(container_id)
+            )
             made.append(container)
             if start:
                 container.begin_start(pipeline)
@@ -264,11 +281,9 @@ class Sandbox:
         address: BlockAddress,
         detach: Callable[[], Any] | None,
     ) -> Container:
-        from casemate.images import compose_process
+        from casemate.agent.process import container_process
 
-        composed = compose_process(image, config)
-        user = messages.User(uid=composed.uid, gid=composed.gid, additional_gids=composed.additional_gids)
-        process = build_process(composed.args, composed.env, composed.cwd, user, terminal=config.terminal)
+        process = container_process(image, config)
         record = ContainerRecord(
             id=container_id,
             image=image.name,
@@ -285,13 +300,15 @@ class Sandbox:
             readonly_rootfs=config.readonly_rootfs,
             annotations=config.annotations,
         )
-        driver, source = ("blk", address.pci_path) if address.pci_path else ("mmioblk", f"serial={address.serial}")
+        driver, source = (
+            ("blk", address.pci_path) if address.pci_path else ("mmioblk", f"serial={address.serial}")
+        )
         storages = build_storages(container_id, driver=driver, source=source, fstype=image.fstype)
         container.begin_create(pipeline, spec, storages, detach)
         return container
 
     def create_container(
-        self, config: ContainerConfig, *, progress: Callable[[Any], None] | None = None
+        self, config: ContainerConfig, *, progress: Callable[[Progress], None] | None = None
     ) -> Container:
         """Make a container; its image is plugged into the running machine.
 
@@ -321,7 +338,9 @@ class Sandbox:
 
             try:
                 pipeline = Pipeline(agent)
-                container = self._begin_container(pipeline, container_id, config, image, address, detach)
+                container = self._begin_container(
+                    pipeline, container_id, config, image, address, detach
+                )
                 container.settle()
             except BaseException as error:
                 undo = UndoStack()
@@ -333,6 +352,14 @@ class Sandbox:
             self._containers[container_id] = container
             self._save()
             return container
+
+    def _forgetting(self, container_id: ContainerId) -> Callable[[], compat.Later[None]]:
+        """What remains to do when a container that was there at boot is removed: its disk stays plugged in."""
+
+        def forget() -> None:
+            self._containers.pop(container_id, None)
+
+        return forget
 
     @property
     def state(self) -> State:
@@ -350,12 +377,16 @@ class Sandbox:
         if name is None:
             if len(self._containers) == 1:
                 return next(iter(self._containers.values()))
-            raise NotFoundError(f"sandbox {self.id} has not one container but: {known}; name one", sandbox_id=self.id)
+            raise NotFoundError(
+                f"sandbox {self.id} has not one container but: {known}; name one", sandbox_id=self.id
+            )
         try:
             return self._containers[ContainerId(name)]
         except KeyError as error:
             raise NotFoundError(
-                f"sandbox {self.id} has no container {name!r}; it has: {known}", sandbox_id=self.id, container_id=name
+                f"sandbox {self.id} has no container {name!r}; it has: {known}",
+                sandbox_id=self.id,
+                container_id=name,
             ) from error
 
     @property
@@ -364,14 +395,9 @@ class Sandbox:
         return self._clock.phases
 
     @property
-    def agent_url(self) -> str:
-        """The agent's address: ``hvsock://<path>:1024`` or ``vsock://<cid>:1024``."""
-        return self._own_driver("agent_url").transport.url
-
-    @property
     def vmm_pid(self) -> int:
         """Process id of the VMM."""
-        return self._own_driver("vmm_pid").child.pid
+        return self._own_driver("vmm_pid").process.pid
 
     def inspect(self) -> SandboxRecord:
         """All that is known of it, as in its state document. Does not block."""
@@ -438,18 +464,24 @@ class Sandbox:
                 "DestroySandbox", messages.DestroySandboxRequest(), timeout_s=self._timeouts.stop_s
             )
         except CasemateError as error:
-            _log.info("the guest did not say goodbye", extra={"sandbox": self.id, "op": "sandbox.stop"}, exc_info=error)
+            _log.info(
+                "the guest did not say goodbye",
+                extra={"sandbox": self.id, "op": "sandbox.stop"},
+                exc_info=error,
+            )
 
-    def _resolve_image(self, config: ContainerConfig, progress: Callable[[Any], None] | None) -> Image:
+    def _resolve_image(self, config: ContainerConfig, progress: Callable[[Progress], None] | None) -> Image:
         from casemate import images
 
-        return compat.to_thread(images.resolve, config.image, settings=self._settings, progress=progress)
+        return compat.to_thread(
+            images.resolve, config.image, settings=self._settings, progress=progress
+        )
 
     def _find_image(self, digest: str) -> Image | None:
         from casemate import images
 
         try:
-            return compat.to_thread(images.find, digest, settings=self._settings)
+            return compat.to_thread(images.resolve, digest, settings=self._settings)
         except NotFoundError:
             return None
 
@@ -488,8 +520,7 @@ class Sandbox:
             self._directory.write(self._make_record())
 
     def _make_record(self) -> SandboxRecord:
-        driver = self._own_driver("inspect")
-        started = driver.process
+        driver, assets = self._own_driver("inspect"), self._guest_assets()
         return SandboxRecord(
             id=self.id,
             state=self._state,
@@ -497,18 +528,31 @@ class Sandbox:
             owner=process_record(os.getpid()),
             hypervisor=self.config.hypervisor,
             machine=self.config.machine,
-            accel=driver.accelerator.name,
-            accel_reason=driver.accelerator.reason,
+            accel=driver.accel_name,
+            accel_reason=driver.accel_reason,
             vcpus=self.config.vcpus,
             memory_mib=self.config.memory_mib,
-            kernel=str(driver.assets.kernel),
-            kernel_release=driver.assets.kernel_release,
-            initrd=None if driver.assets.initrd is None else str(driver.assets.initrd),
-            vmm=None
-            if started is None
-            else ProcessRecord(pid=started.pid, start_time_ticks=started.start_time_ticks),
+            kernel=str(assets.kernel),
+            kernel_release=assets.kernel_release,
+            initrd=None if assets.initrd is None else str(assets.initrd),
+            vmm=self._vmm,
             containers=tuple(container.record() for container in self._containers.values()),
         )
+
+    def _guest_assets(self) -> GuestAssets:
+        assert self._assets is not None
+        return self._assets
+
+
+def _steps(progress: Callable[[Progress], None] | None) -> Callable[[str, int, int], None] | None:
+    """``progress`` as the making of guest assets calls it."""
+    if progress is None:
+        return None
+
+    def step(phase: str, done_bytes: int, total_bytes: int) -> None:
+        progress(Progress(phase=phase, done_bytes=done_bytes, total_bytes=total_bytes))
+
+    return step
 
 
 def _disk(name: str, image: Image) -> BlockDevice:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Deferred, Callable
+from collections.abc import Callable
 from typing import Any
 
 from casemate._compat import blocking as compat
@@ -20,9 +20,9 @@ class UndoStack:
     __slots__ = ("_steps",)
 
     def __init__(self) -> None:
-        self._steps: list[tuple[str, Callable[[], Deferred[Any]]]] = []
+        self._steps: list[tuple[str, Callable[[], compat.Later[Any]]]] = []
 
-    def push(self, name: str, step: Callable[[], Deferred[Any]]) -> None:
+    def push(self, name: str, step: Callable[[], compat.Later[Any]]) -> None:
         """Register a step, in the statement behind the one that acquired."""
         self._steps.append((name, step))
 

@@ -78,4 +78,6 @@ def _ask(fd: int, cid: bytes) -> None:
 
 
 def _host_error(device: str, what: str, error: OSError) -> HostError:
-    return HostError(f"{device} {what}: {error.strerror}", errno=error.errno or 0, target=device, op="vsock.reserve_cid")
+    return HostError(
+        f"{device} {what}: {error.strerror}", errno=error.errno or 0, target=device, op="vsock.reserve_cid"
+    )

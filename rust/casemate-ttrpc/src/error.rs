@@ -55,13 +55,15 @@ pub enum TtrpcError {
     #[error("slot {slot} is not open")]
     UnknownSlot {
         /// The slot asked for.
-        slot: u64,
+        slot: StreamId,
     },
-    /// More calls are open than one connection may have.
-    #[error("{open} calls are open on the connection, at most that many are allowed")]
-    TooManyCalls {
+    /// The limit of what may be open or unsent on one connection is reached.
+    #[error("{open} calls are open and {kept_bytes} bytes unsent on the connection, the limit is reached")]
+    Exhausted {
         /// Calls that are open.
         open: usize,
+        /// Bytes that the peer has not taken yet.
+        kept_bytes: usize,
     },
 }
 

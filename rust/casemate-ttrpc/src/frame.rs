@@ -139,7 +139,7 @@ pub fn encode_frame(
 }
 
 /// Room that a read into the decoder gets at least.
-const MIN_SPACE_BYTES: usize = 16 << 10;
+const MIN_SPACE_BYTES: usize = 64 << 10;
 
 /// Buffers up to this size are kept for the next frame; larger ones are given back when empty.
 const KEEP_BYTES: usize = 256 << 10;

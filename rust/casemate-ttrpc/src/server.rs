@@ -192,7 +192,8 @@ impl Shared {
         // An error text is for people: never let its length decide whether it arrives.
         const MAX_TEXT_BYTES: usize = 64 << 10;
         if status.message.len() > MAX_TEXT_BYTES {
-            let cut = status.message.floor_char_boundary(MAX_TEXT_BYTES);
+            let cut =
+                (0..=MAX_TEXT_BYTES).rev().find(|cut| status.message.is_char_boundary(*cut)).unwrap_or(0);
             status.message.truncate(cut);
         }
         let mut data = Response { status: Some(status), payload: Vec::new() }.encode_to_vec();
@@ -348,7 +349,7 @@ impl Reader<'_> {
     }
 
     fn open_call(&mut self, stream: StreamId, flags: u8, data: &[u8]) -> Result<ServerRequest, Status> {
-        if stream.0 % 2 == 0 {
+        if stream.0.is_multiple_of(2) {
             return Err(Status::new(Code::InvalidArgument, "stream id must be odd"));
         }
         let request = Request::decode(data).map_err(|error| {

@@ -20,7 +20,13 @@ from casemate._compat import blocking as compat
 from casemate.agent.transport import HybridTransport, Transport, VsockTransport
 from casemate.config.sandbox import SandboxConfig, check_host
 from casemate.config.settings import Settings
-from casemate.errors import DeadlineExceededError, HostError, HypervisorError, InvalidStateError, VmmExitedError
+from casemate.errors import (
+    DeadlineExceededError,
+    HostError,
+    HypervisorError,
+    InvalidStateError,
+    VmmExitedError,
+)
 from casemate.hypervisor import BlockAddress, BlockDevice, Capabilities, GuestAssets, VmmProcess, vsock
 from casemate.hypervisor.host import HostFacts, read_host_facts
 from casemate.hypervisor.qemu import plan as planning
@@ -93,7 +99,9 @@ class Qemu:
         self._sandbox_id = sandbox_id
         self._timeouts = config.timeouts.scaled(timeout_factor)
         self._use_vhost = use_vhost
-        self._vsock = planning.VsockChoice(kind="vhost" if use_vhost else "vhost-user", guest_cid=_VHOST_USER_CID)
+        self._vsock = planning.VsockChoice(
+            kind="vhost" if use_vhost else "vhost-user", guest_cid=_VHOST_USER_CID
+        )
         self._assets: GuestAssets | None = None
         self._disks: tuple[BlockDevice, ...] = ()
         self._plan: planning.VmPlan | None = None
@@ -159,6 +167,13 @@ class Qemu:
     def accel_reason(self) -> str:
         """Why it was chosen."""
         return self.accelerator.reason
+
+    @property
+    def vm_plan(self) -> planning.VmPlan:
+        """The VM as it was planned. Raises: InvalidStateError before :meth:`plan`."""
+        if self._plan is None:
+            raise InvalidStateError("there is nothing planned", state="new", wanted="planned")
+        return self._plan
 
     @property
     def process(self) -> _core.ChildProcess:

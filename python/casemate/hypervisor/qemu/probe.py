@@ -29,6 +29,11 @@ class Qemu(msgspec.Struct, frozen=True, kw_only=True):
     path: str
     version: tuple[int, int, int]
 
+    @property
+    def version_text(self) -> str:
+        """``7.2.22``."""
+        return ".".join(str(part) for part in self.version)
+
 
 class _Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     path: str
@@ -100,7 +105,9 @@ def _locate(name: str, search_path: str | None) -> str:
         candidates = [os.path.abspath(name)]
     else:
         directories = (os.environ.get("PATH", os.defpath) if search_path is None else search_path).split(":")
-        candidates = [os.path.join(os.path.abspath(directory), name) for directory in directories if directory]
+        candidates = [
+            os.path.join(os.path.abspath(directory), name) for directory in directories if directory
+        ]
     for candidate in candidates:
         if os.path.isfile(candidate) and os.access(candidate, os.X_OK):
             return candidate
@@ -132,7 +139,10 @@ def _load(file: Path) -> tuple[_Entry, ...]:
     except FileNotFoundError:
         return ()
     except (OSError, msgspec.DecodeError) as error:
-        _log.debug("QEMU's versions are asked anew", extra={"op": "qemu.probe", "target": str(file), "cause": str(error)})
+        _log.debug(
+            "QEMU's versions are asked anew",
+            extra={"op": "qemu.probe", "target": str(file), "cause": str(error)},
+        )
         return ()
 
 
@@ -152,4 +162,6 @@ def _store(file: Path, cache: _Cache) -> None:
             raise
     except OSError as error:
         # A cache that can't be written costs a process at the next start, no more.
-        _log.debug("QEMU's version is not kept", extra={"op": "qemu.probe", "target": str(file), "cause": str(error)})
+        _log.debug(
+            "QEMU's version is not kept", extra={"op": "qemu.probe", "target": str(file), "cause": str(error)}
+        )
