@@ -140,16 +140,24 @@ class VsockBackend:
     def __init__(self, take_vhost_fd: int, uds_path: str, guest_cid: int) -> None:
         """Serve on the connected vhost-user socket ``take_vhost_fd`` (the VMM holds the other end).
 
-        Makes the listening socket ``uds_path`` before it returns and removes it on :meth:`close`.
+        With a socket pair, QEMU takes its end as ``-chardev socket,id=vs0,fd=N``. Makes the listening socket ``uds_path``
+        (mode 0600, must not exist) before it returns and removes it on :meth:`close` or when the VMM is gone. A CONNECT
+        that comes before the guest's driver runs, or that the guest refuses, is closed at once: dial again.
 
-        Raises: HostError (``errno``, ``target``). Does not block.
+        Raises: HostError (``errno``, ``target``), InvalidConfigError when no guest may have ``guest_cid``. The descriptor
+        is closed when this fails. Does not block.
         """
     def error(self) -> str | None:
-        """Why the backend stopped, None while it runs or after :meth:`close`."""
+        """Why the backend stopped by itself (also: the VMM closed its end), None while it runs or after :meth:`close`."""
     def stats(self) -> dict[str, int]:
-        """Counters: ``connections_total``, ``packets_in_total``, ``packets_out_total``, ``resets_total``, ``bytes_in_total``, ``bytes_out_total``."""
+        """Counters, in from the guest and out to it: ``connections_open``, ``connections_total``, ``packets_in_total``,
+        ``packets_out_total``, ``packets_dropped_total``, ``resets_total``, ``bytes_in_total``, ``bytes_out_total``.
+        """
     def close(self) -> None:
-        """Stop the thread, close every connection, remove ``uds_path``. Idempotent. Blocks: until the thread ended, at most 5 s."""
+        """Stop the thread, close every connection, remove ``uds_path``. Idempotent.
+
+        Raises: DeadlineExceededError. Blocks: until the thread ended, milliseconds and at most 5 s.
+        """
 
 def unpack_layer(
     path: str | PathLike[str],

@@ -8,6 +8,8 @@ from typing import Literal
 
 import msgspec
 
+from casemate.types import Progress
+
 __all__ = ["Filesystem", "Image", "ImageConfig", "Phase", "Progress", "ReportProgress"]
 
 Filesystem = Literal["erofs", "ext4"]
@@ -55,15 +57,5 @@ class Image(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     group: str = ""
 
 
-class Progress(msgspec.Struct, frozen=True, kw_only=True):
-    """How far a phase has come, in bytes; ``total_bytes`` is 0 while unknown.
-
-    ``extract``: out of an archive; ``unpack``: layers, compressed bytes; ``pack``: the filesystem, 0 then all.
-    """
-
-    phase: Phase
-    done_bytes: int
-    total_bytes: int
-
-
 ReportProgress = Callable[[Progress], None]
+"""Told of the phases ``extract`` (out of an archive), ``unpack`` (layers, compressed bytes) and ``pack`` (the filesystem, 0 then all)."""
