@@ -1,9 +1,11 @@
 //! The extension module `casemate._core`: conversions, error mapping and waits, no policy.
 
+mod archive;
 mod child;
 mod connection;
 mod dial;
 mod error;
+mod vsock;
 mod wait;
 
 use pyo3::prelude::*;
@@ -18,7 +20,11 @@ mod core {
     use super::connection::Connection;
     #[pymodule_export]
     use super::dial::{accept, connect_hybrid, connect_vsock};
+    #[pymodule_export]
+    use super::vsock::VsockBackend;
     use super::{Bound, PyModule, PyModuleMethods, PyResult};
+    #[pymodule_export]
+    use crate::archive::{decompress, unpack_layer};
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
