@@ -136,7 +136,7 @@ fn run_as_process(path: &str) -> Result<()> {
 
 fn new_handler(sandbox: &Arc<Sandbox>, shutdown: Arc<dyn Fn() + Send + Sync>) -> NewHandler {
     let sandbox = Arc::clone(sandbox);
-    Arc::new(move || Service::new(Arc::clone(&sandbox), Arc::clone(&shutdown)))
+    Arc::new(move || Service::handler(Arc::clone(&sandbox), Arc::clone(&shutdown)))
 }
 
 fn awaited_signals() -> SigSet {

@@ -265,15 +265,12 @@ fn make_readonly(path: &str) -> Result<()> {
 }
 
 fn remount_readonly(path: &str) -> Result<()> {
-    // The flags that the mount has must be given again.
+    // Flags that the mount has must be given again; those of access times stay by themselves.
     let kept = nix::sys::statvfs::statvfs(path).step("statvfs", path)?.flags().bits();
     let known = [
         (libc::ST_NOSUID, MsFlags::MS_NOSUID),
         (libc::ST_NODEV, MsFlags::MS_NODEV),
         (libc::ST_NOEXEC, MsFlags::MS_NOEXEC),
-        (libc::ST_NOATIME, MsFlags::MS_NOATIME),
-        (libc::ST_NODIRATIME, MsFlags::MS_NODIRATIME),
-        (libc::ST_RELATIME, MsFlags::MS_RELATIME),
     ];
     let kept =
         known.iter().filter(|(bit, _)| kept & bit != 0).fold(MsFlags::empty(), |all, (_, flag)| all | *flag);

@@ -28,10 +28,12 @@ enum Place {
     Thread,
 }
 
+type Run = Box<dyn FnOnce(&Arc<Connection>) + Send>;
+
 /// A request ready to be run.
 struct Job {
     place: Place,
-    run: Box<dyn FnOnce(&Arc<Connection>) + Send>,
+    run: Run,
 }
 
 /// One connection.
@@ -54,7 +56,7 @@ impl std::fmt::Debug for Service {
 
 impl Service {
     /// Serve `sandbox`; `shutdown` ends the guest after a DestroySandbox has been answered.
-    pub fn new(sandbox: Arc<Sandbox>, shutdown: Arc<dyn Fn() + Send + Sync>) -> Result<Arc<dyn Handler>> {
+    pub fn handler(sandbox: Arc<Sandbox>, shutdown: Arc<dyn Fn() + Send + Sync>) -> Result<Arc<dyn Handler>> {
         Ok(Arc::new(Self(Arc::new(Connection {
             sandbox,
             shutdown,
