@@ -7,7 +7,6 @@ One setting of our own, ``profile``: ``release`` (default) or ``quick`` (no link
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import shutil
@@ -99,53 +98,29 @@ def build_agent(profile: str) -> None:
     cargo = shutil.which("cargo")
     if cargo is None:
         raise BuildError("cargo is not on PATH: casemate's native parts need Rust 1.88 or newer")
-    target = static_target()
-    command = [cargo, "build", "--quiet", "--locked", "-p", "casemate-agent", "--target", target]
-    if profile == "quick":
-        # As in the agent's own profile a panic ends it; without a profile more, what runs at build time is shared.
-        command += ["--profile", "quick", "--config", 'profile.quick.panic="abort"']
-    else:
-        command += ["--profile", "agent"]
-    environment = dict(os.environ)
-    if target.endswith("-gnu"):
-        environment["RUSTFLAGS"] = f"{environment.get('RUSTFLAGS', '')} -C target-feature=+crt-static".strip()
+    missing = missing_static_target()
+    if missing is not None:
+        raise BuildError(missing)
+    # Without its other commands xtask is compiled in seconds.
+    command = [cargo, "run", "--quiet", "--locked", "-p", "xtask", "--no-default-features", "--"]
+    command += ["agent", "--out", str(OUT), "--profile", "quick" if profile == "quick" else "agent"]
     try:
-        subprocess.run(command, cwd=ROOT, env=environment, check=True)
+        subprocess.run(command, cwd=ROOT, check=True)
     except subprocess.CalledProcessError as error:
-        raise BuildError(
-            f"the guest agent was not built: cargo ended with status {error.returncode}"
-        ) from error
-    OUT.mkdir(parents=True, exist_ok=True)
-    built = _target_directory(cargo) / target / ("quick" if profile == "quick" else "agent") / "casemate-agent"
-    scratch = OUT / ".casemate-agent"
-    shutil.copy2(built, scratch)
-    scratch.replace(OUT / "casemate-agent")
+        raise BuildError(f"the guest agent was not built: cargo ended with status {error.returncode}") from error
 
 
-def static_target() -> str:
-    """The target whose binaries need nothing of the system they run on.
-
-    Raises:
-        BuildError: There is none; the text says what to install.
-    """
+def missing_static_target() -> str | None:
+    """Say what is missing for a static build; None when musl's target, or else a static C library, is there."""
     machine = platform.machine()
     musl, gnu = f"{machine}-unknown-linux-musl", f"{machine}-unknown-linux-gnu"
-    if _has_target(musl):
-        return musl
-    if _has_target(gnu) and _has_static_libc():
-        return gnu
-    raise BuildError(
+    if _has_target(musl) or (_has_target(gnu) and _has_static_libc()):
+        return None
+    return (
         "the guest agent is a static binary and no way to link one was found. Either\n"
         f"  rustup target add {musl}, or\n"
         "  a static C library for the host's own target (Debian: apt-get install libc6-dev; Fedora: dnf install glibc-static)"
     )
-
-
-def _target_directory(cargo: str) -> Path:
-    found = subprocess.run(
-        [cargo, "metadata", "--format-version=1", "--no-deps"], cwd=ROOT, capture_output=True, check=True
-    )
-    return Path(json.loads(found.stdout)["target_directory"])
 
 
 def _has_target(target: str) -> bool:
