@@ -169,7 +169,7 @@ pub fn container(id: &str, root: &Path, process: grpc::Process) -> grpc::CreateC
         linux: Some(grpc::Linux {
             cgroups_path: format!("/casemate-test-{}-{number}", std::process::id()),
             namespaces: namespaces.into(),
-            masked_paths: texts(&["/proc/kcore", "/secret", "/proc/not-there"]),
+            masked_paths: texts(&["/proc/filesystems", "/secret", "/proc/not-there"]),
             readonly_paths: texts(&["/proc/sys", "/shown"]),
             ..Default::default()
         }),
