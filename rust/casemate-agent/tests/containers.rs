@@ -170,7 +170,7 @@ fn test_process_when_it_has_a_terminal_then_size_and_output_go_through_it() {
     client.create_and_start(&container("c1", &root, shell)).expect("started");
     let resize =
         grpc::TtyWinResizeRequest { container_id: "c1".into(), exec_id: "c1".into(), row: 50, column: 132 };
-    let mut read = |client: &mut support::Client, until: &str| {
+    let read = |client: &mut support::Client, until: &str| {
         let request = grpc::ReadStreamRequest { container_id: "c1".into(), exec_id: "c1".into(), len: 1000 };
         let mut text = String::new();
         while !text.contains(until) {
