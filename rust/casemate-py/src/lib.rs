@@ -1,9 +1,11 @@
 //! The extension module `casemate._core`: conversions, error mapping and waits, no policy.
 
+mod archive;
 mod child;
 mod connection;
 mod dial;
 mod error;
+mod vsock;
 mod wait;
 
 use pyo3::prelude::*;
@@ -19,6 +21,11 @@ mod core {
     #[pymodule_export]
     use super::dial::{accept, connect_hybrid, connect_vsock};
     use super::{Bound, PyModule, PyModuleMethods, PyResult};
+
+    #[pymodule_export]
+    use crate::archive::{decompress, read_tree_file, remove_tree, unpack_layer};
+    #[pymodule_export]
+    use super::vsock::VsockBackend;
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
