@@ -19,6 +19,7 @@ _Document = TypeVar("_Document", bound=msgspec.Struct)
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{1,63}")
 _LABEL = re.compile(r"[a-zA-Z0-9]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?")
 _AT = re.compile(r"^(.*?)(?: - at `\$?(.*)`)?$", re.DOTALL)
+_MISSING_FIELD = re.compile(r"^Object missing required field `(.*)`$")
 _UNKNOWN_FIELD = re.compile(r"^Object contains unknown field `(.*)`$")
 
 
@@ -158,6 +159,10 @@ def convert_document(document: Mapping[str, Any], kind: type[_Document]) -> _Doc
             raise InvalidConfigError(
                 f"{path} is no known field{_nearest(unknown[1], fields)}", path=path
             ) from error
+        missing = _MISSING_FIELD.match(text)
+        if missing:
+            path = ".".join(part for part in (where, missing[1]) if part)
+            raise InvalidConfigError(f"{path} is missing", path=path) from error
         raise InvalidConfigError(
             f"{where or 'document'}: {text[:1].lower()}{text[1:]}", path=where
         ) from error

@@ -1,5 +1,6 @@
-//! Commands of the workspace: `cargo run -p xtask -- proto [--check]`.
+//! Commands of the workspace: `cargo run -p xtask -- proto [--check]`, `cargo run -p xtask -- agent --out DIR`.
 
+mod agent;
 mod proto;
 
 use std::path::{Path, PathBuf};
@@ -7,7 +8,7 @@ use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 
-const USAGE: &str = "usage: cargo run -p xtask -- proto [--check]";
+const USAGE: &str = "usage: cargo run -p xtask -- proto [--check] | agent --out DIR";
 
 /// Root of the workspace, whatever the current directory is.
 fn workspace_root() -> PathBuf {
@@ -18,6 +19,7 @@ fn run(arguments: &[&str]) -> Result<()> {
     match arguments {
         ["proto"] => proto::generate(&workspace_root()),
         ["proto", "--check"] => proto::check(&workspace_root()),
+        ["agent", "--out", directory] => agent::build(&workspace_root(), Path::new(directory)),
         _ => bail!("{USAGE}"),
     }
 }
