@@ -200,6 +200,12 @@ def remove_tree(path: str | PathLike[str]) -> None:
     Raises: HostError. Blocks: for the removal.
     """
 
+def tsc_khz() -> int | None:
+    """Kilohertz of the host's time stamp counter, exact to some 30 millionths; None on machines without one.
+
+    Blocks: about 2 ms, busy.
+    """
+
 def decompress(data: bytes, *, format: str, max_bytes: int) -> bytes:
     """Decompress ``lz4-legacy`` (kernel image), ``zstd`` or ``gzip``; for xz take :mod:`lzma`.
 

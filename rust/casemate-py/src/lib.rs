@@ -5,6 +5,7 @@ mod child;
 mod connection;
 mod dial;
 mod error;
+mod host;
 mod vsock;
 mod wait;
 
@@ -20,6 +21,8 @@ mod core {
     use super::connection::Connection;
     #[pymodule_export]
     use super::dial::{accept, connect_hybrid, connect_vsock};
+    #[pymodule_export]
+    use super::host::tsc_khz;
     #[pymodule_export]
     use super::vsock::VsockBackend;
     use super::{Bound, PyModule, PyModuleMethods, PyResult};
