@@ -73,7 +73,7 @@ class Connection:
     def __init__(self, take_fd: int, *, watch: ChildProcess | None = None) -> None:
         """Own the connected stream socket ``take_fd``. Waits end at once when ``watch`` (the VMM) ends."""
     def fileno(self) -> int:
-        """The socket, borrowed; for ``loop.add_reader`` and, while :attr:`wants_write`, ``add_writer``."""
+        """The socket, borrowed; for ``loop.add_reader`` and, while :attr:`wants_write`, ``add_writer``. -1 when closed."""
     def submit(self, service: str, method: str, request: bytes, *, timeout_s: float | None = None) -> int:
         """Send a request given as JSON, return its slot.
 
@@ -198,6 +198,12 @@ def remove_tree(path: str | PathLike[str]) -> None:
     """Remove ``path`` with all below it, however deep, following no link; not there is fine.
 
     Raises: HostError. Blocks: for the removal.
+    """
+
+def tsc_khz() -> int | None:
+    """Kilohertz of the host's time stamp counter, exact to some 30 millionths; None on machines without one.
+
+    Blocks: about 2 ms, busy.
     """
 
 def decompress(data: bytes, *, format: str, max_bytes: int) -> bytes:
