@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from casemate import _core
 from casemate._async.agent import AsyncAgentClient, AsyncPipeline
 from casemate._async.container import AsyncContainer, new_container_id
 from casemate._async.hypervisor.qemu import VSOCK_SOCKET, AsyncQemu
@@ -206,7 +207,13 @@ class AsyncSandbox:
             settings=self._settings,
             progress=_steps(progress),
         )
-        boot = boot_assets(self.config, self._guest_assets(), driver.accel_name, host_port=HOST_PORT)
+        boot = boot_assets(
+            self.config,
+            self._guest_assets(),
+            driver.accel_name,
+            host_port=HOST_PORT,
+            tsc_khz=_core.tsc_khz() if driver.accel_name == "tcg" else None,
+        )
         return driver, driver.plan(
             boot, [_disk(f"rootfs{index}", image) for index, image in enumerate(images)]
         )
@@ -469,7 +476,9 @@ class AsyncSandbox:
                 exc_info=error,
             )
 
-    async def _resolve_image(self, config: ContainerConfig, progress: Callable[[Progress], None] | None) -> Image:
+    async def _resolve_image(
+        self, config: ContainerConfig, progress: Callable[[Progress], None] | None
+    ) -> Image:
         from casemate import images
 
         return await compat.to_thread(

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from casemate import _core
 from casemate._sync.agent import AgentClient, Pipeline
 from casemate._sync.container import Container, new_container_id
 from casemate._sync.hypervisor.qemu import VSOCK_SOCKET, Qemu
@@ -207,7 +208,13 @@ class Sandbox:
             settings=self._settings,
             progress=_steps(progress),
         )
-        boot = boot_assets(self.config, self._guest_assets(), driver.accel_name, host_port=HOST_PORT)
+        boot = boot_assets(
+            self.config,
+            self._guest_assets(),
+            driver.accel_name,
+            host_port=HOST_PORT,
+            tsc_khz=_core.tsc_khz() if driver.accel_name == "tcg" else None,
+        )
         return driver, driver.plan(
             boot, [_disk(f"rootfs{index}", image) for index, image in enumerate(images)]
         )
@@ -470,7 +477,9 @@ class Sandbox:
                 exc_info=error,
             )
 
-    def _resolve_image(self, config: ContainerConfig, progress: Callable[[Progress], None] | None) -> Image:
+    def _resolve_image(
+        self, config: ContainerConfig, progress: Callable[[Progress], None] | None
+    ) -> Image:
         from casemate import images
 
         return compat.to_thread(

@@ -140,7 +140,7 @@ def _unpack(payload: bytes, expected_bytes: int, *, path: str, decompress: Decom
     # gzip ends in the size by itself; after the other formats the kernel's build appends it.
     body = payload if name == "gzip" else payload[:-4]
     try:
-        return compression.decompress(body, format=name, max_bytes=expected_bytes, native=decompress)
+        return compression.decompress(body, form=name, max_bytes=expected_bytes, native=decompress)
     except InvalidConfigError as exc:
         raise InvalidConfigError(
             f"{path} is damaged: its {name} payload can't be unpacked: {exc}", path="kernel"
