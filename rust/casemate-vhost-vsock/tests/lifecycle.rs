@@ -9,7 +9,7 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use casemate_vhost_vsock::packet::{Op, SHUTDOWN_BOTH};
-use casemate_vhost_vsock::{VhostVsockError, VsockBackend};
+use casemate_vhost_vsock::{Timeouts, VhostVsockError, VsockBackend};
 use guest::{BASE, CID, EVENT_INDEX, Guest, Peer, RX, TX, is_closed};
 use vhost::vhost_user::VhostUserFrontend as _;
 use vhost::vhost_user::message::VhostUserConfigFlags;
@@ -254,19 +254,31 @@ fn test_memory_when_a_region_comes_and_goes_then_connections_live() {
 }
 
 #[test]
-fn test_host_close_when_the_guest_never_answers_then_reset_in_the_end() {
-    let mut guest = Guest::ready(0);
+fn test_timeouts_when_the_guest_never_answers_then_reset_and_closed() {
+    let wait = Duration::from_millis(40);
+    let mut guest =
+        Guest::with_timeouts(0, Timeouts { connect: wait, close: 2 * wait, ..Timeouts::default() });
+    guest.start_rings([0, 0]);
+    guest.post_all_buffers();
     let (socket, peer) = guest.open_from_host(1024);
+    drop(socket);
+    assert_eq!(guest.expect(Op::Shutdown, peer).flags, SHUTDOWN_BOTH);
     let mut asked = guest.dial(9);
     let (request, _) = guest.receive();
     let silent = Peer { guest_port: 9, host_port: request.src_port };
-    drop(socket);
-    assert_eq!(guest.expect(Op::Shutdown, peer).flags, SHUTDOWN_BOTH);
-    let wait = casemate_vhost_vsock::CONNECT_TIMEOUT + guest::DEADLINE;
-    let (first, _) = guest.try_receive(wait).unwrap();
-    assert_eq!((first.op, first.dst_port), (Op::Reset, peer.guest_port));
-    let (second, _) = guest.try_receive(wait).unwrap();
-    assert_eq!((second.op, second.dst_port), (Op::Reset, silent.guest_port));
+    let mut reset = [guest.receive().0, guest.receive().0].map(|header| (header.op, header.dst_port));
+    reset.sort_by_key(|(_, port)| *port);
+    assert_eq!(reset, [(Op::Reset, silent.guest_port), (Op::Reset, peer.guest_port)]);
     assert!(is_closed(&mut asked));
     assert_eq!(guest.backend.stats().connections_open, 0);
+}
+
+#[test]
+fn test_timeouts_when_the_host_never_finishes_its_line_then_closed() {
+    let timeouts = Timeouts { connect: Duration::from_millis(40), ..Timeouts::default() };
+    let guest = Guest::with_timeouts(0, timeouts);
+    let mut socket = UnixStream::connect(guest.uds_path()).unwrap();
+    socket.set_read_timeout(Some(guest::DEADLINE)).unwrap();
+    socket.write_all(b"CONNECT 1").unwrap();
+    assert!(is_closed(&mut socket));
 }
