@@ -4,7 +4,8 @@ Every class is safe to use from several threads. Calls that wait release the int
 does. A handle used in another process than the one that made it raises InternalError.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from os import PathLike
 from typing import final
 
 __version__: str
@@ -150,21 +151,57 @@ class VsockBackend:
         """Why the backend stopped by itself (also: the VMM closed its end), None while it runs or after :meth:`close`."""
     def stats(self) -> dict[str, int]:
         """Counters, in from the guest and out to it: ``connections_open``, ``connections_total``, ``packets_in_total``,
-        ``packets_out_total``, ``packets_dropped_total``, ``resets_total``, ``bytes_in_total``, ``bytes_out_total``."""
+        ``packets_out_total``, ``packets_dropped_total``, ``resets_total``, ``bytes_in_total``, ``bytes_out_total``.
+        """
     def close(self) -> None:
         """Stop the thread, close every connection, remove ``uds_path``. Idempotent.
 
         Raises: DeadlineExceededError. Blocks: until the thread ended, milliseconds and at most 5 s.
         """
 
-def unpack_layer(path: str, directory: str, *, media_type: str, digest: str) -> int:
-    """Apply one image layer (a tar file; none, gzip or zstd compressed, by ``media_type`` or its first bytes) onto ``directory``.
+def unpack_layer(
+    path: str | PathLike[str],
+    directory: str | PathLike[str],
+    *,
+    media_type: str,
+    digest: str,
+    diff_id: str | None = None,
+    max_bytes: int | None = None,
+    max_entries: int | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> int:
+    """Apply one image layer (a tar file; none, gzip or zstd compressed, told by its first bytes) onto ``directory``.
 
-    Whiteouts (``.wh.name``, ``.wh..wh..opq``), hard links, device nodes, FIFOs, extended attributes, owners and times are kept; a
-    member that would leave ``directory``, also by a symbolic link, is refused. Reads the file once and checks ``digest`` (``sha256:…``).
+    Whiteouts (``.wh.name``, ``.wh..wh..opq``), hard links, device nodes, FIFOs, holes, extended attributes, owners and times
+    (also of directories) are kept, ``security.selinux`` and ``*.overlay.*`` attributes apart. A member with ``..`` in its
+    name is refused; symbolic links on the way to it are followed as inside a chroot, so nothing outside ``directory`` is
+    reached. Reads the file once and checks ``digest`` (``sha256:…``) and, when given, ``diff_id`` (of the uncompressed tar).
+    ``directory`` must be the caller's alone, and is half changed after an error.
 
-    Returns: uncompressed bytes. Raises: ImageError (``digest``), HostError. Blocks: for the unpacking.
+    Args:
+        media_type: From the manifest, or empty; an unknown one, also one of a foreign layer, is refused.
+        max_bytes: Bound of the uncompressed bytes, holes counted; 64 GiB by default.
+        max_entries: Bound of the members and of directories made for them; 2,000,000 by default.
+        progress: Called about every 50 ms with the compressed bytes read; what it raises ends the call.
+
+    Returns: uncompressed bytes. Raises: ImageError (``digest``), HostError, ResourceExhaustedError (no space left).
+    Needs: root for owners and device nodes. Blocks: for the unpacking, woken by signals.
+    """
+
+def read_tree_file(directory: str | PathLike[str], path: str, *, max_bytes: int) -> bytes | None:
+    """Content of the regular file ``path`` below ``directory``, links resolved as inside a chroot; None when there is none.
+
+    Raises: ImageError (larger than ``max_bytes``, a loop of links), HostError. Blocks: for the read.
+    """
+
+def remove_tree(path: str | PathLike[str]) -> None:
+    """Remove ``path`` with all below it, however deep, following no link; not there is fine.
+
+    Raises: HostError. Blocks: for the removal.
     """
 
 def decompress(data: bytes, *, format: str, max_bytes: int) -> bytes:
-    """Decompress ``lz4-legacy`` (kernel image), ``zstd``, ``gzip`` or ``xz``. Raises: InvalidConfigError when damaged or larger than ``max_bytes``."""
+    """Decompress ``lz4-legacy`` (kernel image), ``zstd`` or ``gzip``; for xz take :mod:`lzma`.
+
+    Raises: InvalidConfigError when damaged or larger than ``max_bytes``. Blocks: for the work, the interpreter released.
+    """

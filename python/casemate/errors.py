@@ -20,7 +20,8 @@
     │  └─ VmmExitedError                .status .log_tail .console_tail
     ├─ AgentError
     │  ├─ AgentConnectionError (ConnectionError)
-    │  └─ AgentRpcError                 .method .code .details
+    │  ├─ AgentRpcError                 .method .code .details
+    │  └─ CommandError                  .command .exit_code: 127 not found, 126 not executable
     └─ InternalError                    a defect of casemate
 """
 
@@ -33,6 +34,7 @@ __all__ = [
     "AlreadyExistsError",
     "CasemateError",
     "CgroupError",
+    "CommandError",
     "DeadlineExceededError",
     "HostError",
     "HypervisorError",
@@ -217,6 +219,20 @@ class AgentRpcError(AgentError):
         self.method = method
         self.code = code
         self.details = details
+
+
+class CommandError(AgentError):
+    """A command could not be executed in its container.
+
+    ``exit_code`` is what a shell would report: 127 when there is no such command, 126 when it can't be executed.
+    """
+
+    def __init__(
+        self, text: str = "", *, command: str = "", exit_code: int = 127, **context: str | None
+    ) -> None:
+        super().__init__(text, **context)
+        self.command = command
+        self.exit_code = exit_code
 
 
 class InternalError(CasemateError):

@@ -3,6 +3,10 @@
 //! The classes are defined in `casemate.errors`; they are looked up when an error is raised, so
 //! importing the extension imports nothing else.
 
+use casemate_process::ProcessError;
+use casemate_proto::json::ProtoError;
+use casemate_ttrpc::{Code, TtrpcError};
+use casemate_vsock::VsockError;
 use pyo3::exceptions::PyImportError;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
@@ -32,6 +36,117 @@ pub enum Attribute {
     Integer(i64),
     /// Seconds.
     Seconds(f64),
+}
+
+impl Error {
+    fn new(class: &'static str, text: impl Into<String>, attributes: Vec<(&'static str, Attribute)>) -> Self {
+        Self::Casemate { class, text: text.into(), attributes }
+    }
+
+    /// A system call of the host failed on `target`.
+    pub fn host(text: impl Into<String>, errno: i32, target: impl Into<String>) -> Self {
+        let attributes =
+            vec![("errno", Attribute::Integer(errno.into())), ("target", Attribute::Text(target.into()))];
+        Self::new("HostError", text, attributes)
+    }
+
+    /// An argument that can't be used.
+    pub fn invalid(text: impl Into<String>, path: &str) -> Self {
+        Self::new("InvalidConfigError", text, vec![("path", Attribute::Text(path.into()))])
+    }
+
+    /// The time is over.
+    pub fn deadline(text: impl Into<String>, deadline_s: f64, waited_s: f64) -> Self {
+        let attributes =
+            vec![("deadline_s", Attribute::Seconds(deadline_s)), ("waited_s", Attribute::Seconds(waited_s))];
+        Self::new("DeadlineExceededError", text, attributes)
+    }
+
+    /// A defect, ours or of the caller's use of the native module.
+    pub fn internal(text: impl Into<String>) -> Self {
+        Self::new("InternalError", text, Vec::new())
+    }
+
+    /// The connection to the agent is no more.
+    pub fn agent_connection(text: impl Into<String>) -> Self {
+        Self::new("AgentConnectionError", text, Vec::new())
+    }
+
+    fn agent_rpc(method: &str, code: i32, details: &str) -> Self {
+        let name = Code::try_from(code).map_or_else(|_| format!("code {code}"), |code| format!("{code:?}"));
+        let attributes = vec![
+            ("method", Attribute::Text(method.into())),
+            ("code", Attribute::Integer(code.into())),
+            ("details", Attribute::Text(details.into())),
+        ];
+        Self::new("AgentRpcError", format!("{method}: {name}: {details}"), attributes)
+    }
+
+    /// How a call of `method` ended.
+    pub fn from_call(method: &str, error: TtrpcError) -> Self {
+        match error {
+            TtrpcError::Rpc(status) => Self::agent_rpc(method, status.code, &status.message),
+            TtrpcError::Malformed { .. } => {
+                Self::agent_rpc(method, Code::DataLoss as i32, &error.to_string())
+            }
+            TtrpcError::DeadlineExceeded { timeout, waited } => {
+                Self::deadline(format!("{method}: {error}"), timeout.as_secs_f64(), waited.as_secs_f64())
+            }
+            TtrpcError::Frame(error) => Self::invalid(format!("{method}: {error}"), "request"),
+            TtrpcError::Exhausted { .. } => {
+                Self::new("ResourceExhaustedError", format!("{method}: {error}"), Vec::new())
+            }
+            TtrpcError::UnknownSlot { .. } => {
+                let attributes = vec![
+                    ("state", Attribute::Text("closed".into())),
+                    ("wanted", Attribute::Text("open".into())),
+                ];
+                Self::new("InvalidStateError", error.to_string(), attributes)
+            }
+            error => Self::agent_connection(format!("{method}: {error}")),
+        }
+    }
+
+    /// A document that is no request, or an answer that is no message.
+    pub fn from_proto(method: &str, error: &ProtoError) -> Self {
+        match error {
+            ProtoError::UnknownRpc { .. } => Self::invalid(error.to_string(), "method"),
+            ProtoError::Document { line, column, source, .. } if *line > 0 => {
+                Self::invalid(format!("{method}: {source}"), &format!("line {line}, column {column}"))
+            }
+            ProtoError::Document { source, .. } => Self::invalid(format!("{method}: {source}"), ""),
+            error => Self::agent_rpc(method, Code::DataLoss as i32, &error.to_string()),
+        }
+    }
+}
+
+impl From<ProcessError> for Error {
+    fn from(error: ProcessError) -> Self {
+        let text = error.to_string();
+        match error {
+            ProcessError::Spawn { program, errno, .. } => Self::host(text, errno as i32, program),
+            ProcessError::Io { op, errno } => Self::host(text, errno as i32, op),
+            ProcessError::DeadlineExceeded { timeout, .. } | ProcessError::SpawnTimedOut { timeout, .. } => {
+                Self::deadline(text, timeout.as_secs_f64(), timeout.as_secs_f64())
+            }
+            ProcessError::Invalid { .. } => Self::invalid(text, "argv"),
+            _ => Self::internal(text),
+        }
+    }
+}
+
+impl From<VsockError> for Error {
+    fn from(error: VsockError) -> Self {
+        let text = error.to_string();
+        match error {
+            VsockError::Io { target, errno, .. } => Self::host(text, errno as i32, target),
+            VsockError::DeadlineExceeded { timeout, .. } => {
+                Self::deadline(text, timeout.as_secs_f64(), timeout.as_secs_f64())
+            }
+            VsockError::WatchEnded { .. } => Self::agent_connection(text),
+            _ => Self::internal(text),
+        }
+    }
 }
 
 impl From<PyErr> for Error {

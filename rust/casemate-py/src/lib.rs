@@ -1,7 +1,12 @@
 //! The extension module `casemate._core`: conversions, error mapping and waits, no policy.
 
+mod archive;
+mod child;
+mod connection;
+mod dial;
 mod error;
 mod vsock;
+mod wait;
 
 use pyo3::prelude::*;
 
@@ -9,8 +14,16 @@ use pyo3::prelude::*;
 #[pymodule]
 #[pyo3(name = "_core")]
 mod core {
+    #[pymodule_export]
+    use super::child::{ChildProcess, spawn};
+    #[pymodule_export]
+    use super::connection::Connection;
+    #[pymodule_export]
+    use super::dial::{accept, connect_hybrid, connect_vsock};
     use super::{Bound, PyModule, PyModuleMethods, PyResult};
 
+    #[pymodule_export]
+    use crate::archive::{decompress, read_tree_file, remove_tree, unpack_layer};
     #[pymodule_export]
     use super::vsock::VsockBackend;
 

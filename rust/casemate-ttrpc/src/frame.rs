@@ -138,14 +138,23 @@ pub fn encode_frame(
     Ok(())
 }
 
+/// Room that a read into the decoder gets at least.
+const MIN_SPACE_BYTES: usize = 64 << 10;
+
+/// Buffers up to this size are kept for the next frame; larger ones are given back when empty.
+const KEEP_BYTES: usize = 256 << 10;
+
 /// Splits what has been received into frames.
 ///
-/// Feed bytes with [`FrameDecoder::extend`], take frames with [`FrameDecoder::next_frame`].
-/// Memory is bounded by one largest frame and what was fed in one go.
+/// Read into [`FrameDecoder::space`] and tell with [`FrameDecoder::filled`] how much came, or copy with
+/// [`FrameDecoder::extend`]; then take frames with [`FrameDecoder::next_frame`] until there is none. Memory is bounded by
+/// one largest frame and what was fed in one go, and grows with what has come, not with what a header announces.
 #[derive(Debug, Default)]
 pub struct FrameDecoder {
     buffer: Vec<u8>,
     start: usize,
+    end: usize,
+    skip: usize,
 }
 
 /// One whole frame, borrowed from the decoder.
@@ -164,37 +173,52 @@ impl FrameDecoder {
         Self::default()
     }
 
+    /// Free room behind what is held, never empty; for a read.
+    pub fn space(&mut self) -> &mut [u8] {
+        self.make_space(MIN_SPACE_BYTES);
+        &mut self.buffer[self.end..]
+    }
+
+    /// Says that the first `bytes` of [`FrameDecoder::space`] have been written.
+    ///
+    /// # Panics
+    /// When `bytes` is more than the space.
+    pub fn filled(&mut self, bytes: usize) {
+        assert!(bytes <= self.buffer.len() - self.end, "more bytes than there was space");
+        self.end += bytes;
+    }
+
     /// Adds received bytes.
     pub fn extend(&mut self, bytes: &[u8]) {
-        if self.start == self.buffer.len() {
-            self.buffer.clear();
-            self.start = 0;
-        } else if self.start > self.buffer.len() / 2 {
-            self.buffer.drain(..self.start);
-            self.start = 0;
-        }
-        self.buffer.extend_from_slice(bytes);
+        self.make_space(bytes.len());
+        self.buffer[self.end..self.end + bytes.len()].copy_from_slice(bytes);
+        self.end += bytes.len();
     }
 
     /// Bytes that are held and not yet handed out as frames.
     #[must_use]
     pub fn pending_bytes(&self) -> usize {
-        self.buffer.len() - self.start
+        self.end - self.start
     }
 
     /// The next whole frame, or `None` until more bytes come.
     ///
     /// # Errors
-    /// [`FrameError::TooLarge`] as soon as the header is there: nothing is buffered for such a
-    /// frame. The connection can't be used further, the same error comes again.
+    /// [`FrameError::TooLarge`] once, as soon as the header is there. The data of such a frame is thrown away as it
+    /// comes and the frames behind it follow.
     pub fn next_frame(&mut self) -> Result<Option<Frame<'_>>, FrameError> {
-        let held = &self.buffer[self.start..];
+        let skipped = self.skip.min(self.pending_bytes());
+        self.skip -= skipped;
+        self.start += skipped;
+        let held = &self.buffer[self.start..self.end];
         let Some(head) = held.first_chunk::<HEADER_BYTES>() else {
             return Ok(None);
         };
         let header = FrameHeader::decode(head);
         let data_bytes = header.data_bytes as usize;
         if data_bytes > MAX_DATA_BYTES {
+            self.start += HEADER_BYTES;
+            self.skip = data_bytes;
             return Err(FrameError::TooLarge { stream: header.stream, data_bytes });
         }
         if held.len() < HEADER_BYTES + data_bytes {
@@ -203,6 +227,26 @@ impl FrameDecoder {
         let from = self.start + HEADER_BYTES;
         self.start = from + data_bytes;
         Ok(Some(Frame { header, data: &self.buffer[from..from + data_bytes] }))
+    }
+
+    fn make_space(&mut self, wanted: usize) {
+        if self.start == self.end {
+            self.start = 0;
+            self.end = 0;
+            if self.buffer.len() > KEEP_BYTES {
+                self.buffer = Vec::new();
+            }
+        }
+        if self.buffer.len() - self.end >= wanted {
+            return;
+        }
+        self.buffer.copy_within(self.start..self.end, 0);
+        self.end -= self.start;
+        self.start = 0;
+        let needed = self.end + wanted;
+        if self.buffer.len() < needed {
+            self.buffer.resize(needed.max(self.buffer.len() * 2), 0);
+        }
     }
 }
 
@@ -253,14 +297,47 @@ mod tests {
     }
 
     #[test]
-    fn next_frame_when_length_is_over_the_limit_then_refused_from_the_header_alone() {
-        let header =
-            FrameHeader { data_bytes: u32::MAX, stream: StreamId(9), kind: FrameKind::Response, flags: 0 };
+    fn next_frame_when_length_is_over_the_limit_then_refused_skipped_and_the_next_comes_whole() {
+        let too_large = MAX_DATA_BYTES + 1;
+        let header = FrameHeader {
+            data_bytes: u32::try_from(too_large).unwrap(),
+            stream: StreamId(9),
+            kind: FrameKind::Response,
+            flags: 0,
+        };
         let mut decoder = FrameDecoder::new();
         decoder.extend(&header.encode());
-        let refused = Err(FrameError::TooLarge { stream: StreamId(9), data_bytes: u32::MAX as usize });
+        let refused = Err(FrameError::TooLarge { stream: StreamId(9), data_bytes: too_large });
         assert_eq!(decoder.next_frame(), refused);
-        assert_eq!(decoder.next_frame(), refused);
+        let mut most_bytes = 0;
+        for _ in 0..too_large / 1000 {
+            decoder.extend(&[0xff; 1000]);
+            assert_eq!(decoder.next_frame(), Ok(None));
+            most_bytes = most_bytes.max(decoder.buffer.len());
+        }
+        decoder.extend(&vec![0xff; too_large % 1000]);
+        decoder.extend(REQUEST_ABC);
+        assert_eq!(take(&mut decoder).unwrap().1, b"abc");
+        assert!(most_bytes <= 2 * MIN_SPACE_BYTES, "{most_bytes} bytes held for a frame that is thrown away");
+    }
+
+    #[test]
+    fn next_frame_when_a_large_frame_came_through_space_then_memory_is_given_back() {
+        let mut bytes = Vec::new();
+        encode_frame(&mut bytes, StreamId(1), FrameKind::Response, 0, &vec![3; MAX_DATA_BYTES]).unwrap();
+        let mut decoder = FrameDecoder::new();
+        let mut fed = 0;
+        while fed < bytes.len() {
+            let space = decoder.space();
+            let step = space.len().min(bytes.len() - fed);
+            space[..step].copy_from_slice(&bytes[fed..fed + step]);
+            decoder.filled(step);
+            fed += step;
+            assert!(decoder.buffer.len() <= 2 * fed + 2 * MIN_SPACE_BYTES);
+        }
+        assert_eq!(take(&mut decoder).unwrap().1.len(), MAX_DATA_BYTES);
+        decoder.space();
+        assert!(decoder.buffer.len() <= KEEP_BYTES);
     }
 
     #[test]

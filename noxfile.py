@@ -1,0 +1,159 @@
+"""Every command of the project. All of them run in ``.venv``, which ``./dev`` makes and keeps up to date."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import nox
+
+ROOT = Path(__file__).resolve().parent
+PYTHON = sys.executable
+PROFILE = ("--profile", "quick")
+REPORT = ROOT / "test-report"
+
+nox.options.default_venv_backend = "none"
+nox.options.sessions = ["check"]
+
+
+def tool(session: nox.Session, name: str, *arguments: str) -> None:
+    """Run a tool of ``.venv`` by its module or script."""
+    session.run(str(Path(PYTHON).parent / name), *arguments, external=True)
+
+
+def python(session: nox.Session, *arguments: str) -> None:
+    """Run Python on a script or module of this tree."""
+    session.run(PYTHON, *arguments, external=True)
+
+
+def cargo(session: nox.Session, *arguments: str) -> None:
+    """Run cargo, with the lock file as it is."""
+    session.run("cargo", *arguments, external=True)
+
+
+def pytest(session: nox.Session, name: str, *arguments: str) -> None:
+    """Run pytest; its counts go to the report under ``name``."""
+    python(session, "-m", "pytest", f"--report={REPORT / name}.json", *arguments)
+
+
+@nox.session
+def check(session: nox.Session) -> None:
+    """Formatting, lints, types, stubs, generated files; changes nothing."""
+    cargo(session, "fmt", "--all", "--check")
+    cargo(
+        session,
+        "clippy",
+        "--quiet",
+        "--locked",
+        *PROFILE,
+        "--workspace",
+        "--all-targets",
+        "--",
+        "-D",
+        "warnings",
+    )
+    tool(session, "ruff", "format", "--check", "--quiet")
+    tool(session, "ruff", "check", "--quiet")
+    python(session, "scripts/unasync.py", "--check")
+    python(session, "scripts/parity.py")
+    tool(session, "mypy", "--no-error-summary")
+    tool(session, "pyright", "--warnings")
+    tool(session, "lint-imports", "--no-cache")
+    python(session, "-m", "mypy.stubtest", "casemate._core", "--mypy-config-file", "pyproject.toml")
+    cargo(session, "run", "--quiet", "--locked", *PROFILE, "-p", "xtask", "--", "proto", "--check")
+
+
+@nox.session
+def fix(session: nox.Session) -> None:
+    """What a tool can mend: formatting, simple lints, generated files."""
+    cargo(session, "fmt", "--all")
+    python(session, "scripts/unasync.py")
+    tool(session, "ruff", "check", "--fix", "--quiet", "--exit-zero")
+    tool(session, "ruff", "format", "--quiet")
+    cargo(session, "run", "--quiet", "--locked", *PROFILE, "-p", "xtask", "--", "proto")
+
+
+@nox.session
+def local(session: nox.Session) -> None:
+    """Before a commit: mend, check, unit and contract tests of both languages."""
+    for name in ("fix", "check", "rust", "unit"):
+        session.notify(name)
+
+
+@nox.session
+def rust(session: nox.Session) -> None:
+    """Tests of the crates."""
+    command = ["cargo", "test", "--locked", *PROFILE, "--workspace", *session.posargs]
+    python(session, "scripts/test_report.py", "run", str(REPORT / "rust.json"), *command)
+
+
+@nox.session
+def unit(session: nox.Session) -> None:
+    """Tests without a VMM."""
+    pytest(session, "unit", *existing("tests/unit", "tests/contract"), *session.posargs)
+
+
+@nox.session
+def integration(session: nox.Session) -> None:
+    """Tests against the host: processes, files, sockets, a VMM without a guest."""
+    pytest(session, "integration", *existing("tests/integration"), *session.posargs)
+
+
+@nox.session
+def e2e(session: nox.Session) -> None:
+    """Tests with a guest."""
+    pytest(session, "e2e", *existing("tests/e2e"), *session.posargs)
+
+
+@nox.session
+def test(session: nox.Session) -> None:
+    """Check and all tests, then the counts; arguments run pytest alone with them."""
+    if session.posargs:
+        python(session, "-m", "pytest", *session.posargs)
+        return
+    shutil.rmtree(REPORT, ignore_errors=True)
+    check(session)
+    rust(session)
+    unit(session)
+    pytest(session, "host", *existing("tests/integration", "tests/e2e"))
+    python(session, "scripts/test_report.py", "total", str(REPORT))
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """The start-up benchmark; arguments go to it."""
+    python(session, "-m", "casemate.cli", "bench", "startup", *session.posargs)
+
+
+@nox.session
+def perf(session: nox.Session) -> None:
+    """Promises as tests; wants a quiet machine."""
+    pytest(session, "perf", *existing("tests/perf"), *session.posargs)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """News of the next release from its fragments, and dead links inside the documents."""
+    tool(session, "towncrier", "build", "--draft", "--version", "next")
+    python(session, "scripts/links.py")
+
+
+@nox.session
+def wheels(session: nox.Session) -> None:
+    """A release wheel and a source archive in ``dist``."""
+    environment = {name: value for name, value in os.environ.items() if name != "MATURIN_PEP517_ARGS"}
+    session.run(
+        PYTHON, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", "dist", ".", env=environment
+    )
+    python(
+        session,
+        "-c",
+        "import sys; sys.path.insert(0, 'build_backend'); import casemate_build as b; b.build_sdist('dist')",
+    )
+
+
+def existing(*directories: str) -> list[str]:
+    """Those of the directories that are there."""
+    return [name for name in directories if (ROOT / name).is_dir()]

@@ -1,0 +1,311 @@
+"""A container in a sandbox: its life, its processes."""
+
+from __future__ import annotations
+
+import secrets
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Literal, overload
+
+from casemate._async.agent import AsyncAgentClient, AsyncAnswered, AsyncPending, AsyncPipeline
+from casemate._async.process import CAPTURE_LIMIT_BYTES, AsyncProcess
+from casemate._compat import aio as compat
+from casemate.agent import messages
+from casemate.agent.failure import command_error
+from casemate.errors import AgentRpcError, CasemateError, InvalidStateError
+from casemate.persist.record import ContainerRecord
+from casemate.types import ContainerId, ExecId, ExecResult, State, check_identifier, check_transition
+
+if TYPE_CHECKING:
+    from casemate.images import Image
+
+__all__ = ["AsyncContainer", "captured", "new_container_id"]
+
+
+def _nothing() -> None:
+    """Nobody wants to know of changes: the sandbox is another process's."""
+
+
+class AsyncContainer:
+    """A container in a sandbox. Made by ``create_container``.
+
+    Attributes:
+        id: Its name in the sandbox.
+        image_name: The reference its root file system was made from.
+        image_digest: The digest of that image.
+        process: Its first process, with the streams.
+    """
+
+    __slots__ = (
+        "_agent",
+        "_changed",
+        "_created_unix_ns",
+        "_creating",
+        "_detach",
+        "_image",
+        "_starting",
+        "_state",
+        "id",
+        "image_digest",
+        "image_name",
+        "process",
+        "process_spec",
+    )
+
+    def __init__(
+        self,
+        agent: AsyncAgentClient,
+        record: ContainerRecord,
+        *,
+        image: Image | None,
+        changed: Callable[[], None] = _nothing,
+    ) -> None:
+        self._agent = agent
+        self._changed = changed
+        self._created_unix_ns = record.created_unix_ns
+        self._creating: AsyncPending | AsyncAnswered | None = None
+        self._detach: Callable[[], compat.Later[None]] | None = None
+        self._image = image
+        self._starting: AsyncPending | AsyncAnswered | None = None
+        self._state = record.state
+        self.id = ContainerId(record.id)
+        self.image_name = record.image
+        self.image_digest = record.image_digest
+        self.process_spec = record.process
+        self.process = AsyncProcess(agent, self.id, ExecId(record.id), terminal=record.process.terminal)
+
+    @property
+    def state(self) -> State:
+        """Its state as far as this side has seen it."""
+        if self._state is State.RUNNING and self.process.exit_code is not None:
+            return State.STOPPED
+        return self._state
+
+    @property
+    def command(self) -> tuple[str, ...]:
+        """The command line of its first process."""
+        return self.process_spec.args
+
+    def record(self) -> ContainerRecord:
+        """Its part of the state document."""
+        return ContainerRecord(
+            id=self.id,
+            image=self.image_name,
+            image_digest=self.image_digest,
+            process=self.process_spec,
+            state=self.state,
+            created_unix_ns=self._created_unix_ns,
+            exit_code=self.process.exit_code,
+        )
+
+    async def begin_create(
+        self,
+        pipeline: AsyncPipeline,
+        spec: messages.Spec,
+        storages: tuple[messages.Storage, ...],
+        detach: Callable[[], compat.Later[None]] | None,
+    ) -> None:
+        """Send the request that makes it. ``detach`` lets go of its disk when it is removed."""
+        self._detach = detach
+        request = messages.CreateContainerRequest(
+            container_id=self.id, exec_id=self.id, storages=storages, spec=spec
+        )
+        self._creating = await pipeline.send("CreateContainer", request)
+
+    async def begin_start(self, pipeline: AsyncPipeline) -> None:
+        """Send the request that starts it."""
+        check_transition(self._state, State.RUNNING, op="container.start")
+        self._starting = await pipeline.send(
+            "StartContainer", messages.ContainerRequest(container_id=self.id)
+        )
+
+    async def settle(self) -> None:
+        """Wait for what was begun. Raises as :meth:`start`."""
+        creating, self._creating = self._creating, None
+        starting, self._starting = self._starting, None
+        try:
+            if creating is not None:
+                await creating.result()
+            if starting is not None:
+                await starting.result()
+                self._state = State.RUNNING
+        except AgentRpcError as error:
+            cause = command_error(error, self.command, container_id=self.id)
+            if cause is error:
+                raise
+            raise cause from error
+
+    async def start(self) -> None:
+        """Start its first process. Blocks: for the agent's answer.
+
+        Raises:
+            CommandError: There is no such command, or it can't be executed.
+            InvalidStateError: It was started before.
+        """
+        await self.begin_start(AsyncPipeline(self._agent))
+        await self.settle()
+        self._changed()
+
+    @overload
+    async def exec(
+        self,
+        command: Sequence[str],
+        *,
+        capture: Literal[False] = False,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        user: str | None = None,
+        terminal: bool = False,
+    ) -> AsyncProcess: ...
+
+    @overload
+    async def exec(
+        self,
+        command: Sequence[str],
+        *,
+        capture: Literal[True],
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        user: str | None = None,
+        terminal: bool = False,
+        input: bytes | str | None = None,
+        timeout_s: float | None = None,
+        limit_bytes: int = CAPTURE_LIMIT_BYTES,
+    ) -> ExecResult: ...
+
+    async def exec(
+        self,
+        command: Sequence[str],
+        *,
+        capture: bool = False,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        user: str | None = None,
+        terminal: bool = False,
+        input: bytes | str | None = None,
+        timeout_s: float | None = None,
+        limit_bytes: int = CAPTURE_LIMIT_BYTES,
+    ) -> AsyncProcess | ExecResult:
+        """Start another process in it.
+
+        Args:
+            command: Program and arguments.
+            capture: Wait for its end and return what it wrote, instead of the process.
+            env: Variables over the container's.
+            cwd: Absolute directory; None: the container's.
+            user: As in the container's configuration; None: the container's.
+            terminal: Give it a terminal.
+            input: With ``capture``: its standard input.
+            timeout_s: With ``capture``: seconds until it is killed and DeadlineExceededError raised.
+            limit_bytes: With ``capture``: most bytes of output.
+
+        Raises:
+            CommandError: There is no such command, or it can't be executed.
+            InvalidStateError: The container does not run.
+
+        Blocks: for the agent's answer; with ``capture`` until the process ended.
+        """
+        if self.state is not State.RUNNING:
+            raise InvalidStateError(
+                f"exec needs a running container, {self.id} is {self.state.value}",
+                state=self.state.value,
+                wanted=State.RUNNING.value,
+                op="container.exec",
+                container_id=self.id,
+            )
+        exec_id = ExecId(f"exec-{secrets.token_hex(8)}")
+        spec = self._exec_spec(command, env, cwd, user, terminal=terminal)
+        request = messages.ExecProcessRequest(container_id=self.id, exec_id=exec_id, process=spec)
+        try:
+            await self._agent.call("ExecProcess", request)
+        except AgentRpcError as error:
+            cause = command_error(error, spec.args, container_id=self.id)
+            if cause is error:
+                raise
+            raise cause from error
+        process = AsyncProcess(self._agent, self.id, exec_id, terminal=terminal)
+        if not capture:
+            return process
+        data = input.encode() if isinstance(input, str) else input
+        try:
+            stdout, stderr = await process.communicate(data, timeout_s=timeout_s, limit_bytes=limit_bytes)
+        except CasemateError:
+            await self._kill_abandoned(process)
+            raise
+        return captured(process, stdout, stderr)
+
+    async def _kill_abandoned(self, process: AsyncProcess) -> None:
+        if not self._agent.connection.closed:
+            await process.signal(signal.SIGKILL)
+
+    def _exec_spec(
+        self,
+        command: Sequence[str],
+        env: Mapping[str, str] | None,
+        cwd: str | None,
+        user: str | None,
+        *,
+        terminal: bool,
+    ) -> messages.ProcessSpec:
+        from casemate.agent.process import exec_process
+
+        return exec_process(
+            self._image, self.process_spec, command, env=env or {}, cwd=cwd, user=user, terminal=terminal
+        )
+
+    async def wait(self, timeout_s: float | None = None) -> int:
+        """Wait for the end of its first process, return the exit status. Raises and blocks as :meth:`AsyncProcess.wait`."""
+        code = await self.process.wait(timeout_s)
+        if self._state is not State.STOPPED:
+            self._state = State.STOPPED
+            self._changed()
+        return code
+
+    async def kill(self, number: int = signal.SIGKILL, *, everyone: bool = False) -> None:
+        """Send a signal to its first process, or to all its processes. Blocks: for the agent's answer."""
+        if everyone:
+            request = messages.SignalProcessRequest(container_id=self.id, exec_id="", signal=int(number))
+            await self._agent.call("SignalProcess", request)
+        else:
+            await self.process.signal(number)
+
+    async def pause(self) -> None:
+        """Freeze its processes. Raises: InvalidStateError. Blocks: for the agent's answer."""
+        await self._move("PauseContainer", State.PAUSED, "container.pause")
+
+    async def resume(self) -> None:
+        """Thaw its processes. Raises: InvalidStateError. Blocks: for the agent's answer."""
+        if self.state is not State.PAUSED:
+            check_transition(self.state, self.state, op="container.resume")
+        await self._move("ResumeContainer", State.RUNNING, "container.resume")
+
+    async def _move(self, method: str, wanted: State, op: str) -> None:
+        check_transition(self.state, wanted, op=op)
+        await self._agent.call(method, messages.ContainerRequest(container_id=self.id))
+        self._state = wanted
+        self._changed()
+
+    async def stats(self) -> messages.CgroupStats:
+        """Counters of its cgroup: processor time in nanoseconds, memory in bytes. Blocks: for the agent's answer."""
+        request = messages.ContainerRequest(container_id=self.id)
+        answer = await self._agent.ask("StatsContainer", request, messages.StatsContainerResponse)
+        return answer.cgroup_stats or messages.CgroupStats()
+
+    async def remove(self) -> None:
+        """Kill what runs in it and remove it, with its root file system. Blocks: for the agent and the VMM."""
+        await self._agent.call("RemoveContainer", messages.RemoveContainerRequest(container_id=self.id))
+        self._state = State.STOPPED
+        if self._detach is not None:
+            await self._detach()
+        self._changed()
+
+
+def captured(process: AsyncProcess, stdout: bytes, stderr: bytes) -> ExecResult:
+    """The result of a process that ended."""
+    assert process.exit_code is not None
+    return ExecResult(exit_code=process.exit_code, stdout_bytes=stdout, stderr_bytes=stderr)
+
+
+def new_container_id(name: str | None) -> ContainerId:
+    """A container's id: its name, or a made-up one."""
+    return ContainerId(check_identifier(name, "name") if name is not None else secrets.token_hex(8))

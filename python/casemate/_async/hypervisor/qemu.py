@@ -1,0 +1,421 @@
+"""The QEMU driver: one VM from its plan to its end. Decisions are in ``casemate.hypervisor.qemu``; here is what waits."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from casemate import _core
+from casemate._async.hypervisor.qemu_hotplug import AsyncBlockHotplug
+from casemate._async.qmp import AsyncQmpClient
+from casemate._compat import aio as compat
+from casemate.agent.transport import HybridTransport, Transport, VsockTransport
+from casemate.config.sandbox import SandboxConfig, check_host
+from casemate.config.settings import Settings
+from casemate.errors import (
+    DeadlineExceededError,
+    HostError,
+    HypervisorError,
+    InvalidStateError,
+    VmmExitedError,
+)
+from casemate.hypervisor import BlockAddress, BlockDevice, Capabilities, GuestAssets, VmmProcess, vsock
+from casemate.hypervisor.host import HostFacts, read_host_facts
+from casemate.hypervisor.qemu import plan as planning
+from casemate.hypervisor.qemu.accel import Accelerator, choose_accelerator
+from casemate.hypervisor.qemu.command_line import render_command_line
+from casemate.hypervisor.qemu.failure import describe_exit
+from casemate.hypervisor.qemu.probe import Qemu, find_qemu
+
+__all__ = ["AsyncQemu"]
+
+_log = logging.getLogger(__name__)
+
+QMP_SOCKET = "qmp.sock"
+VSOCK_SOCKET = "vsock.sock"
+_VHOST_USER_CID = 3
+"""Every VM with a back end of its own may have the same: no kernel tells them apart."""
+_KILL_S = 5.0
+_TAIL_S = 0.5
+
+
+class AsyncQemu:
+    """One VM of QEMU.
+
+    Make it with :meth:`create`, then ``plan``, ``prepare``, ``start``, and ``stop`` at the end, also after a failure.
+
+    Attributes:
+        qemu: The binary and its version.
+        accelerator: The one that was chosen, with its reason.
+        uuid: Of the VM, random.
+    """
+
+    __slots__ = (
+        "_assets",
+        "_config",
+        "_directory",
+        "_disks",
+        "_hotplug",
+        "_kept",
+        "_negotiated",
+        "_plan",
+        "_process",
+        "_qmp",
+        "_qmp_lock",
+        "_sandbox_id",
+        "_spawn_fds",
+        "_stop_lock",
+        "_timeouts",
+        "_use_vhost",
+        "_vsock",
+        "accelerator",
+        "qemu",
+        "uuid",
+    )
+
+    def __init__(
+        self,
+        config: SandboxConfig,
+        *,
+        sandbox_id: str,
+        qemu: Qemu,
+        accelerator: Accelerator,
+        use_vhost: bool = False,
+        timeout_factor: float = 1.0,
+        uuid: str | None = None,
+    ) -> None:
+        self.qemu = qemu
+        self.accelerator = accelerator
+        self.uuid = uuid or _random_uuid()
+        self._config = config
+        self._sandbox_id = sandbox_id
+        self._timeouts = config.timeouts.scaled(timeout_factor)
+        self._use_vhost = use_vhost
+        self._vsock = planning.VsockChoice(
+            kind="vhost" if use_vhost else "vhost-user", guest_cid=_VHOST_USER_CID
+        )
+        self._assets: GuestAssets | None = None
+        self._disks: tuple[BlockDevice, ...] = ()
+        self._plan: planning.VmPlan | None = None
+        self._directory: Path | None = None
+        self._process: _core.ChildProcess | None = None
+        self._qmp: AsyncQmpClient | None = None
+        self._qmp_lock = compat.Lock()
+        self._negotiated = False
+        self._hotplug: AsyncBlockHotplug | None = None
+        self._stop_lock = compat.Lock()
+        # What lives as long as the VM, and what is closed here once QEMU holds it.
+        self._kept = contextlib.ExitStack()
+        self._spawn_fds: dict[str, int] = {}
+
+    @classmethod
+    async def create(
+        cls,
+        config: SandboxConfig,
+        settings: Settings,
+        *,
+        sandbox_id: str,
+        pvm_kernel: bool = False,
+        facts: HostFacts | None = None,
+    ) -> AsyncQemu:
+        """A driver for ``config`` on this host. Makes nothing.
+
+        Args:
+            pvm_kernel: The guest's kernel runs on PVM.
+            facts: Of this host, when they were read already.
+
+        Raises:
+            NotFoundError: There is no QEMU; the text names the package.
+            UnsupportedError: QEMU is too old, or KVM is wanted and does not work.
+            InvalidConfigError: More memory than the host has.
+        Blocks: for a few file reads; the first time with a QEMU for its answer to ``--version``.
+        """
+        facts = facts if facts is not None else read_host_facts()
+        check_host(config, memory_mib=facts.memory_mib)
+        accelerator = choose_accelerator(config.accel, facts, pvm_kernel=pvm_kernel)
+        qemu = await compat.to_thread(
+            find_qemu, config.qemu_path or settings.qemu, cache_root=settings.cache_root
+        )
+        return cls(
+            config,
+            sandbox_id=sandbox_id,
+            qemu=qemu,
+            accelerator=accelerator,
+            use_vhost=vsock.is_usable(),
+            timeout_factor=settings.timeout_factor,
+        )
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What this VM can do."""
+        return planning.capabilities(self._config.machine, self.accelerator.name)
+
+    @property
+    def accel_name(self) -> str:
+        """The accelerator that was chosen."""
+        return self.accelerator.name
+
+    @property
+    def accel_reason(self) -> str:
+        """Why it was chosen."""
+        return self.accelerator.reason
+
+    @property
+    def vm_plan(self) -> planning.VmPlan:
+        """The VM as it was planned. Raises: InvalidStateError before :meth:`plan`."""
+        if self._plan is None:
+            raise InvalidStateError("there is nothing planned", state="new", wanted="planned")
+        return self._plan
+
+    @property
+    def process(self) -> _core.ChildProcess:
+        """QEMU's process. Raises: InvalidStateError before :meth:`start`."""
+        if self._process is None:
+            raise InvalidStateError("QEMU was not started", state="planned", wanted="running")
+        return self._process
+
+    def plan(self, assets: GuestAssets, disks: Sequence[BlockDevice] = ()) -> tuple[BlockAddress, ...]:
+        """Decide on everything; return where the guest finds each of ``disks``. Makes nothing, does not block.
+
+        Raises:
+            InvalidConfigError: What is wanted does not fit together.
+            ResourceExhaustedError: More disks than slots.
+        """
+        self._assets = assets
+        self._disks = tuple(disks)
+        return self._make_plan().disks
+
+    async def prepare(self, directory: Path) -> Transport:
+        """Make the sockets in ``directory``, the console, and the vsock device's other end; return how the agent is reached.
+
+        Raises:
+            HostError: A socket can't be made.
+            InvalidStateError: Without a plan, or twice.
+        Does not block.
+        """
+        if self._plan is None or self._directory is not None:
+            raise InvalidStateError(
+                "prepare comes once, after plan", state="prepared" if self._plan else "new", wanted="planned"
+            )
+        self._directory = directory
+        self._make_qmp(directory / QMP_SOCKET)
+        if not self._use_vhost:
+            ours, theirs = socket.socketpair()
+            self._hand_over("vsock", theirs.detach())
+            backend = _core.VsockBackend(ours.detach(), str(directory / VSOCK_SOCKET), self._vsock.guest_cid)
+            self._kept.callback(backend.close)
+            return HybridTransport(directory / VSOCK_SOCKET)
+        fd, cid = vsock.reserve_cid()
+        self._hand_over("vsock", fd)
+        self._vsock = planning.VsockChoice(kind="vhost", guest_cid=cid)
+        self._make_plan()
+        return VsockTransport(cid)
+
+    async def start(self) -> VmmProcess:
+        """Start QEMU; it runs when this returns. That it rejected its plan shows as its end (:meth:`exit_error`).
+
+        Raises:
+            HostError: The process can't be started.
+            InvalidStateError: Before :meth:`prepare`, or twice.
+        Blocks: for fork and exec.
+        """
+        plan = self._plan
+        if plan is None or self._directory is None or self._process is not None:
+            raise InvalidStateError("start comes once, after prepare", state="new", wanted="prepared")
+        ours, theirs = socket.socketpair()
+        self._hand_over("console", theirs.detach())
+        fds = [(self._spawn_fds[name], number) for name, number in plan.fds.items()]
+        try:
+            self._process = _core.spawn(render_command_line(plan), fds=fds, take_console_fd=ours.detach())
+        finally:
+            # QEMU must hold the only copy of its listener: else its end would not end the connection.
+            self._close_spawn_fds()
+        _log.debug(
+            "QEMU started",
+            extra={"sandbox": self._sandbox_id, "op": "qemu.start", "target": self._process.pid},
+        )
+        return VmmProcess(pid=self._process.pid, start_time_ticks=self._process.start_time_ticks)
+
+    async def qmp(self) -> AsyncQmpClient:
+        """The QMP connection, negotiated. The first call waits until QEMU has come up.
+
+        Raises:
+            VmmExitedError: QEMU ended, with its cause.
+            DeadlineExceededError: QEMU did not come up in ``timeouts.control_s``.
+            UnsupportedError: It is older than version 5.
+        """
+        client = self._qmp
+        if client is None or self._process is None:
+            raise InvalidStateError("QEMU does not run", state="stopped", wanted="running")
+        async with self._qmp_lock:
+            if not self._negotiated:
+                await client.negotiate(timeout_s=self._timeouts.control_s)
+                self._negotiated = True
+        return client
+
+    async def exit_error(self, wait_s: float = 1.0) -> VmmExitedError | None:
+        """Why QEMU ended, with its stderr and the guest's console; None when it has not within ``wait_s``. Blocks: until then."""
+        process = self.process
+        if process.exit_status() is None:
+            await compat.wait_readable([process.fileno()], time.monotonic() + wait_s)
+        try:
+            status = await compat.to_thread(process.wait, _TAIL_S)
+        except DeadlineExceededError:
+            # It runs, or another process still holds its stderr.
+            status = process.exit_status()
+            if status is None:
+                return None
+        return describe_exit(
+            status, process.stderr_tail(), process.console_tail(), sandbox_id=self._sandbox_id, op="qemu.run"
+        )
+
+    async def pause(self) -> None:
+        """Stop the vCPUs. Raises: QmpError, VmmExitedError, DeadlineExceededError. Blocks: until QEMU has."""
+        await (await self.qmp()).execute("stop", timeout_s=self._timeouts.control_s)
+
+    async def resume(self) -> None:
+        """Let the vCPUs go on. Raises and blocks as :meth:`pause`."""
+        await (await self.qmp()).execute("cont", timeout_s=self._timeouts.control_s)
+
+    async def attach_block(self, disk: BlockDevice) -> BlockAddress:
+        """Plug ``disk`` in behind a free root port; return where the guest finds it. A failure leaves nothing.
+
+        Raises:
+            UnsupportedError: The machine has no root ports.
+            ResourceExhaustedError: All are taken.
+            QmpError: QEMU refused.
+        Blocks: until QEMU has it; the guest sees it a moment later.
+        """
+        return await self._block_hotplug().attach(await self.qmp(), disk)
+
+    async def detach_block(self, disk_id: str) -> None:
+        """Unplug the disk when the guest has let it go. At the deadline it stays attached, and the guest may still let it go.
+
+        Raises:
+            NotFoundError: No such disk was attached.
+            DeadlineExceededError: The guest did not answer in ``timeouts.hotplug_s``.
+            HypervisorError: The guest refused.
+        Blocks: until then.
+        """
+        await self._block_hotplug().detach(await self.qmp(), disk_id)
+
+    async def stop(self) -> None:
+        """End QEMU and remove what was made. Idempotent; also after any failed step.
+
+        QEMU is asked to quit and is killed when it does not within ``timeouts.stop_s``.
+
+        Raises:
+            DeadlineExceededError: The killed process did not end in 5 s (the kernel holds it).
+        Blocks: until it ended.
+        """
+        async with self._stop_lock:
+            try:
+                if self._process is not None and self._process.exit_status() is None:
+                    await self._end_process(self._process)
+            finally:
+                self._close_spawn_fds()
+                if self._qmp is not None:
+                    self._qmp.close()
+                    self._qmp = None
+                # The vsock back end joins its thread.
+                await compat.to_thread(self._kept.close)
+
+    async def _end_process(self, process: _core.ChildProcess) -> None:
+        deadline = time.monotonic() + self._timeouts.stop_s
+        try:
+            client = await self.qmp()
+            await client.execute("quit", timeout_s=max(deadline - time.monotonic(), 0.01))
+            await compat.wait_readable([process.fileno()], deadline)
+        except VmmExitedError:
+            pass  # what was wanted
+        except (HypervisorError, DeadlineExceededError, InvalidStateError) as error:
+            _log.warning(
+                "QEMU does not quit and is killed",
+                extra={"sandbox": self._sandbox_id, "op": "qemu.stop", "cause": str(error)},
+            )
+        if process.exit_status() is None:
+            process.send_signal(signal.SIGKILL)
+            if not await compat.wait_readable([process.fileno()], time.monotonic() + _KILL_S):
+                raise DeadlineExceededError(
+                    f"QEMU (pid {process.pid}) did not end within {_KILL_S:g} s after SIGKILL",
+                    deadline_s=_KILL_S,
+                    waited_s=_KILL_S,
+                    op="qemu.stop",
+                    sandbox_id=self._sandbox_id,
+                )
+
+    def _make_plan(self) -> planning.VmPlan:
+        if self._assets is None:
+            raise InvalidStateError("there is nothing planned", state="new", wanted="planned")
+        self._plan = planning.make_plan(
+            self._config,
+            sandbox_id=self._sandbox_id,
+            uuid=self.uuid,
+            qemu=self.qemu.path,
+            accelerator=self.accelerator,
+            assets=self._assets,
+            vsock=self._vsock,
+            disks=self._disks,
+        )
+        return self._plan
+
+    def _block_hotplug(self) -> AsyncBlockHotplug:
+        if self._hotplug is None:
+            ports = () if self._plan is None else self._plan.ports
+            self._hotplug = AsyncBlockHotplug(ports, self._config.machine, self._timeouts)
+        return self._hotplug
+
+    def _make_qmp(self, path: Path) -> None:
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._hand_over("qmp", listener.fileno())
+        client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            listener.bind(str(path))
+            self._kept.callback(_remove, path)
+            os.chmod(path, 0o600)
+            listener.listen(1)
+            client.connect(str(path))
+        except OSError as error:
+            client.close()
+            raise HostError(
+                f"no QMP socket can be made at {path}: {error.strerror or error}",
+                errno=error.errno or 0,
+                target=str(path),
+                op="qemu.prepare",
+                sandbox_id=self._sandbox_id,
+            ) from error
+        finally:
+            listener.detach()
+        self._qmp = AsyncQmpClient(client, explain=self._explain)
+
+    async def _explain(self, error: HypervisorError) -> Exception:
+        ended = await self.exit_error() if self._process is not None else None
+        return error if ended is None else ended
+
+    def _hand_over(self, name: str, take_fd: int) -> None:
+        self._spawn_fds[name] = take_fd
+
+    def _close_spawn_fds(self) -> None:
+        while self._spawn_fds:
+            _, fd = self._spawn_fds.popitem()
+            os.close(fd)
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        path.unlink()
+
+
+def _random_uuid() -> str:
+    # Version 4. The module uuid costs 2 ms to import.
+    bits = bytearray(os.urandom(16))
+    bits[6] = bits[6] & 0x0F | 0x40
+    bits[8] = bits[8] & 0x3F | 0x80
+    text = bits.hex()
+    return "-".join((text[:8], text[8:12], text[12:16], text[16:20], text[20:]))

@@ -1,0 +1,283 @@
+"""One QMP connection to one QEMU, for its whole life. Many may use it at once."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import time
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any
+
+from casemate._compat import aio as compat
+from casemate.errors import DeadlineExceededError, HypervisorError, InvalidStateError, QmpError
+from casemate.hypervisor.qemu import qmp
+
+__all__ = ["AsyncQmpClient", "AsyncQmpEvent"]
+
+_log = logging.getLogger(__name__)
+
+Explain = Callable[[HypervisorError], Coroutine[Any, Any, Exception]]
+"""Finds the cause of a broken connection: most often the end of QEMU."""
+
+
+class AsyncQmpEvent:
+    """An event awaited from now on, so that one that comes before the answer of its command is not missed."""
+
+    __slots__ = ("_client", "_slot", "match", "names")
+
+    def __init__(
+        self, client: AsyncQmpClient, slot: compat.Slot, names: tuple[str, ...], match: Mapping[str, Any]
+    ) -> None:
+        self._client = client
+        self._slot = slot
+        self.names = names
+        self.match = match
+
+    async def wait(self, timeout_s: float) -> qmp.Event:
+        """The event. It is forgotten at the deadline.
+
+        Raises:
+            DeadlineExceededError: It did not come.
+            VmmExitedError: QEMU ended.
+        Blocks: until then.
+        """
+        try:
+            event: qmp.Event = await self._client._result(self._slot, time.monotonic() + timeout_s)
+        except DeadlineExceededError as error:
+            names = " or ".join(self.names)
+            raise DeadlineExceededError(
+                f"no event {names} with {dict(self.match)} came within {timeout_s:g} s",
+                deadline_s=timeout_s,
+                waited_s=error.waited_s,
+                op="qmp.wait_event",
+            ) from error
+        finally:
+            self.cancel()
+        return event
+
+    def cancel(self) -> None:
+        """Await it no more. Idempotent."""
+        self._client._forget_event(self)
+
+
+class AsyncQmpClient:
+    """Commands to QEMU and their answers, each with a deadline; the end of QEMU ends every wait at once.
+
+    Args:
+        take_socket: Connected to QEMU's listener, perhaps before QEMU runs; owned.
+        explain: Finds the cause of a broken connection; called by each wait that the break ends.
+    """
+
+    __slots__ = (
+        "_channel",
+        "_ended",
+        "_events",
+        "_explain",
+        "_greeting",
+        "_late_total",
+        "_protocol",
+        "_replies",
+    )
+
+    def __init__(self, take_socket: socket.socket, *, explain: Explain) -> None:
+        self._explain = explain
+        self._protocol = qmp.QmpProtocol()
+        self._replies: dict[int, compat.Slot] = {}
+        self._events: list[tuple[AsyncQmpEvent, compat.Slot]] = []
+        self._ended: HypervisorError | None = None
+        self._late_total = 0
+        self._greeting = compat.Slot()
+        self._channel = compat.Channel(take_socket, self._received, self._end)
+
+    @property
+    def version(self) -> tuple[int, int, int] | None:
+        """QEMU's version, None before :meth:`negotiate`."""
+        return None if self._protocol.greeting is None else self._protocol.greeting.version
+
+    @property
+    def late_answers_total(self) -> int:
+        """Answers that came after their deadline."""
+        return self._late_total
+
+    async def negotiate(self, *, timeout_s: float) -> qmp.Greeting:
+        """Await the greeting and leave the negotiation; ``oob`` is taken when offered.
+
+        Raises:
+            UnsupportedError: QEMU is older than version 5.
+            VmmExitedError: QEMU ended, with its cause.
+            DeadlineExceededError: It did not greet.
+        Blocks: until then.
+        """
+        deadline = time.monotonic() + timeout_s
+        greeting: qmp.Greeting = await self._result(self._greeting, deadline)
+        await self._run([self._protocol.negotiation], ["qmp_capabilities"], deadline, ())
+        return greeting
+
+    async def execute(
+        self,
+        command: str,
+        arguments: Mapping[str, Any] | None = None,
+        *,
+        timeout_s: float,
+        borrow_fds: Sequence[int] = (),
+    ) -> Any:
+        """Run ``command`` and return what QEMU returns.
+
+        Args:
+            borrow_fds: Descriptors that go with it (``getfd``, ``add-fd``).
+
+        Raises:
+            QmpError: QEMU refused it (``command``, ``error_class``).
+            DeadlineExceededError: No answer; a late one is dropped and counted.
+            VmmExitedError: QEMU ended, with its cause.
+        Blocks: until the answer.
+        """
+        (outcome,) = await self._run_commands([(command, arguments)], timeout_s, borrow_fds)
+        if isinstance(outcome, QmpError):
+            raise outcome
+        return outcome
+
+    async def execute_many(
+        self, commands: Sequence[tuple[str, Mapping[str, Any] | None]], *, timeout_s: float
+    ) -> list[Any]:
+        """Run independent commands sent in one write; a QmpError stands in the place of each that QEMU refused.
+
+        Raises:
+            DeadlineExceededError: Not all were answered; VmmExitedError.
+        Blocks: until all answers.
+        """
+        return await self._run_commands(commands, timeout_s, ())
+
+    def expect(self, *names: str, match: Mapping[str, Any] | None = None) -> AsyncQmpEvent:
+        """Await the first event from now on that has one of ``names`` and all of ``match`` in its data. Does not block."""
+        slot = compat.Slot()
+        event = AsyncQmpEvent(self, slot, names, match or {})
+        self._events.append((event, slot))
+        if self._ended is not None:
+            slot.fail(self._ended)
+        return event
+
+    async def wait_event(
+        self, name: str, match: Mapping[str, Any] | None = None, *, timeout_s: float
+    ) -> qmp.Event:
+        """Await an event that is yet to come. Raises and blocks as :meth:`AsyncQmpEvent.wait`."""
+        return await self.expect(name, match=match).wait(timeout_s)
+
+    def close(self) -> None:
+        """End the connection; every wait ends with HypervisorError. Idempotent. Does not block."""
+        self._channel.close()
+
+    async def _run_commands(
+        self,
+        commands: Sequence[tuple[str, Mapping[str, Any] | None]],
+        timeout_s: float,
+        borrow_fds: Sequence[int],
+    ) -> list[Any]:
+        makers = [_maker(self._protocol, command, arguments) for command, arguments in commands]
+        names = [command for command, _ in commands]
+        return await self._run(makers, names, time.monotonic() + timeout_s, borrow_fds)
+
+    async def _run(
+        self,
+        makers: Sequence[Callable[[], tuple[int, bytes]]],
+        names: Sequence[str],
+        deadline: float,
+        borrow_fds: Sequence[int],
+    ) -> list[Any]:
+        started = time.monotonic()
+        slots: list[tuple[int, compat.Slot]] = []
+
+        def make() -> bytes:
+            if self._ended is not None:
+                raise BrokenPipeError("the connection has ended")
+            lines = []
+            for maker in makers:
+                number, line = maker()
+                slot = compat.Slot()
+                self._replies[number] = slot
+                slots.append((number, slot))
+                lines.append(line)
+            return b"".join(lines)
+
+        at = 0
+        try:
+            await self._send(make, deadline, borrow_fds)
+            outcomes = []
+            for at, (_, slot) in enumerate(slots):
+                outcomes.append(await self._result(slot, deadline))
+            return outcomes
+        except DeadlineExceededError as error:
+            raise DeadlineExceededError(
+                f"QEMU did not answer {names[at]} within {deadline - started:.3g} s",
+                deadline_s=deadline - started,
+                waited_s=time.monotonic() - started,
+                op=f"qmp.{names[at]}",
+            ) from error
+        finally:
+            for number, _ in slots:
+                self._replies.pop(number, None)
+
+    async def _send(self, make: Callable[[], bytes], deadline: float, borrow_fds: Sequence[int]) -> None:
+        try:
+            await self._channel.send(make, deadline, borrow_fds)
+        except InvalidStateError:
+            if self._ended is None:
+                raise
+            raise await self._explain(self._ended) from self._ended
+        except OSError as error:
+            if isinstance(error, DeadlineExceededError):
+                raise
+            ended = self._ended or _broken(error)
+            raise await self._explain(ended) from ended
+
+    async def _result(self, slot: compat.Slot, deadline: float) -> Any:
+        try:
+            return await self._channel.wait(slot, deadline)
+        except HypervisorError as error:
+            if error is not self._ended:
+                raise
+            raise await self._explain(error) from error
+
+    def _forget_event(self, event: AsyncQmpEvent) -> None:
+        self._events = [entry for entry in self._events if entry[0] is not event]
+
+    def _received(self, data: bytes) -> None:
+        for message in self._protocol.feed(data):
+            if isinstance(message, qmp.Reply):
+                slot = self._replies.pop(message.id, None)
+                if slot is None:
+                    self._late_total += 1
+                else:
+                    slot.resolve(message.error if message.error is not None else message.value)
+            elif isinstance(message, qmp.Event):
+                self._dispatch(message)
+            else:
+                self._greeting.resolve(message)
+
+    def _dispatch(self, event: qmp.Event) -> None:
+        _log.debug("QEMU event", extra={"op": "qmp.event", "target": event.name})
+        for awaited, slot in self._events:
+            if event.name in awaited.names and qmp.matches(event.data, awaited.match):
+                slot.resolve(event)
+
+    def _end(self, error: BaseException | None) -> None:
+        self._ended = _broken(error)
+        # A refused version is its own cause; every other end is QEMU's.
+        for slot in [self._greeting, *self._replies.values(), *(slot for _, slot in self._events)]:
+            slot.fail(self._ended if isinstance(error, (HypervisorError, OSError, type(None))) else error)
+
+
+def _maker(
+    protocol: qmp.QmpProtocol, command: str, arguments: Mapping[str, Any] | None
+) -> Callable[[], tuple[int, bytes]]:
+    return lambda: protocol.encode(command, arguments)
+
+
+def _broken(error: BaseException | None) -> HypervisorError:
+    if isinstance(error, HypervisorError):
+        return error
+    if error is None:
+        return HypervisorError("QEMU closed the QMP connection")
+    broken = HypervisorError(f"the QMP connection broke: {error}")
+    broken.__cause__ = error
+    return broken

@@ -1,0 +1,559 @@
+# Made by scripts/unasync.py from python/casemate/_async/sandbox.py; do not edit.
+"""A sandbox: one virtual machine, its agent, its containers. Order and rollback; the rest is delegated."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import socket
+import time
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from casemate._sync.agent import AgentClient, Pipeline
+from casemate._sync.container import Container, new_container_id
+from casemate._sync.hypervisor.qemu import VSOCK_SOCKET, Qemu
+from casemate._sync.link import await_agent, dial_agent
+from casemate._sync.undo import UndoStack, raise_with
+from casemate._compat import blocking as compat
+from casemate.agent import messages
+from casemate.agent.spec import build_spec, build_storages
+from casemate.agent.transport import HOST_PORT, HybridTransport, Transport
+from casemate.config.container import ContainerConfig
+from casemate.config.sandbox import SandboxConfig, TimeoutConfig
+from casemate.config.settings import Settings
+from casemate.errors import AlreadyExistsError, CasemateError, InvalidStateError, NotFoundError
+from casemate.hypervisor import BlockAddress, BlockDevice
+from casemate.hypervisor.boot import boot_assets
+from casemate.observe.timings import PhaseClock
+from casemate.persist.record import ContainerRecord, ProcessRecord, SandboxRecord
+from casemate.persist.store import SandboxDirectory, is_owned, load_record, process_record, sandboxes_root
+from casemate.types import ContainerId, Phase, Progress, SandboxId, State, check_transition
+
+if TYPE_CHECKING:
+    from casemate.guest import GuestAssets
+    from casemate.images import Image
+
+__all__ = ["Sandbox"]
+
+_log = logging.getLogger(__name__)
+
+GUEST_HOSTNAME_BYTES = 64
+
+
+class Sandbox:
+    """One virtual machine with an agent in it, and the containers there. It ends with its owner.
+
+    Make it with :meth:`create`; use it as a context manager or call :meth:`close`.
+
+    Attributes:
+        id: Its name on this host.
+        config: What it was made from.
+        guest: What the agent said of the guest.
+        agent_url: The agent's address: ``hvsock://<path>:1024`` or ``vsock://<cid>:1024``.
+    """
+
+    __slots__ = (
+        "_agent",
+        "_assets",
+        "_clock",
+        "_containers",
+        "_created_unix_ns",
+        "_directory",
+        "_driver",
+        "_lock",
+        "_record",
+        "_settings",
+        "_state",
+        "_timeouts",
+        "_undo",
+        "_vmm",
+        "agent_url",
+        "config",
+        "guest",
+        "id",
+    )
+
+    def __init__(self, sandbox_id: SandboxId, config: SandboxConfig, settings: Settings) -> None:
+        self.id = sandbox_id
+        self.config = config
+        self.guest = messages.GuestDetailsResponse()
+        self._settings = settings
+        self._timeouts: TimeoutConfig = config.timeouts.scaled(settings.timeout_factor)
+        self._clock = PhaseClock()
+        self._state = State.READY
+        self._created_unix_ns = time.time_ns()
+        self._containers: dict[ContainerId, Container] = {}
+        self._undo = UndoStack()
+        self._lock = compat.Lock()
+        self._directory: SandboxDirectory | None = None
+        self._driver: Qemu | None = None
+        self._agent: AgentClient | None = None
+        self._record: SandboxRecord | None = None
+        self._assets: GuestAssets | None = None
+        self._vmm: ProcessRecord | None = None
+        self.agent_url = ""
+
+    @classmethod
+    def create(
+        cls,
+        config: SandboxConfig | None = None,
+        *,
+        containers: Sequence[ContainerConfig] = (),
+        start: bool = False,
+        settings: Settings | None = None,
+        progress: Callable[[Progress], None] | None = None,
+    ) -> Sandbox:
+        """Boot a virtual machine and wait until its agent is ready.
+
+        Args:
+            config: Its size and guest; None: the defaults.
+            containers: Containers to make at once; their images are plugged in before the boot, which costs least.
+            start: Start these containers too.
+            settings: Where things lie; None: from the environment.
+            progress: Called with progress events while a kernel is fetched or an image unpacked.
+
+        Returns: The running sandbox.
+
+        Raises:
+            InvalidConfigError: A value can't be used; nothing was made.
+            NotFoundError, ImageError: An image is unknown or damaged; nothing was made.
+            UnsupportedError: The host lacks something, named in the text; nothing was made.
+            AlreadyExistsError: The name is taken.
+            VmmExitedError: The VMM ended during the boot, with the cause.
+            DeadlineExceededError: The agent did not answer in ``timeouts.boot_s``.
+
+        Blocks: for the boot. A failure or a cancellation leaves nothing behind.
+        """
+        config = config if config is not None else SandboxConfig()
+        settings = settings if settings is not None else Settings.from_environment()
+        sandbox = cls(SandboxId(config.name or f"s-{secrets.token_hex(6)}"), config, settings)
+        try:
+            sandbox._create(tuple(containers), start, progress)
+        except BaseException as error:
+            failures = sandbox._undo.unwind()
+            cause = raise_with(error, failures)
+            if cause is error:
+                raise
+            raise cause from error
+        return sandbox
+
+    @classmethod
+    def attach(cls, sandbox_id: str, *, settings: Settings | None = None) -> Sandbox:
+        """Reach a living sandbox that another process owns. Closing the result leaves the sandbox alone.
+
+        Raises:
+            NotFoundError: There is none of that name.
+            InvalidStateError: Its owner is dead, or it is not running yet.
+            AgentConnectionError, DeadlineExceededError: Its agent can't be reached.
+
+        Blocks: until its agent is connected.
+        """
+        settings = settings if settings is not None else Settings.from_environment()
+        record = load_record(settings, sandbox_id)
+        if record.state not in (State.RUNNING, State.PAUSED) or not is_owned(settings, sandbox_id):
+            found = record.state.value if is_owned(settings, sandbox_id) else "dead"
+            raise InvalidStateError(
+                f"sandbox {sandbox_id!r} is {found}, a running one is needed",
+                state=found,
+                wanted=State.RUNNING.value,
+                op="sandbox.attach",
+                sandbox_id=sandbox_id,
+            )
+        sandbox = cls(SandboxId(sandbox_id), SandboxConfig(name=sandbox_id), settings)
+        sandbox._record = record
+        sandbox._state = record.state
+        request_s = sandbox._timeouts.request_s
+        transport = HybridTransport(sandboxes_root(settings) / sandbox_id / VSOCK_SOCKET)
+        agent = dial_agent(transport, None, timeout_s=request_s, request_timeout_s=request_s)
+        sandbox._agent = agent
+        sandbox.agent_url = transport.url
+        sandbox._undo.push("agent connection", sandbox._close_agent)
+        for one in record.containers:
+            image = sandbox._find_image(one.image_digest)
+            sandbox._containers[ContainerId(one.id)] = Container(agent, one, image=image)
+        return sandbox
+
+    def _create(
+        self,
+        containers: tuple[ContainerConfig, ...],
+        start: bool,
+        progress: Callable[[Progress], None] | None,
+    ) -> None:
+        named = [(new_container_id(one.name), one) for one in containers]
+        if len({container_id for container_id, _ in named}) != len(named):
+            raise AlreadyExistsError("two containers have the same name; give each a name of its own")
+        images = [self._resolve_image(one, progress) for one in containers]
+        driver, addresses = self._plan(images, progress)
+        self._clock.mark("plan")
+        self._boot(driver)
+        self._prepare_guest(list(zip(named, images, addresses, strict=True)), start)
+
+    def _plan(
+        self, images: Sequence[Image], progress: Callable[[Progress], None] | None
+    ) -> tuple[Qemu, tuple[BlockAddress, ...]]:
+        """Decide on everything; nothing is made."""
+        from casemate import guest
+
+        driver = Qemu.create(self.config, self._settings, sandbox_id=self.id)
+        self._assets = compat.to_thread(
+            guest.resolve,
+            self.config.kernel,
+            self.config.initrd,
+            image=self.config.image,
+            machine=self.config.machine,
+            settings=self._settings,
+            progress=_steps(progress),
+        )
+        boot = boot_assets(self.config, self._guest_assets(), driver.accel_name, host_port=HOST_PORT)
+        return driver, driver.plan(
+            boot, [_disk(f"rootfs{index}", image) for index, image in enumerate(images)]
+        )
+
+    def _boot(self, driver: Qemu) -> None:
+        self._directory = SandboxDirectory.take(self._settings, self.id)
+        self._undo.push("state directory", self._remove_directory)
+        self._driver = driver
+        self._save()
+        self._undo.push("virtual machine", driver.stop)
+        transport = driver.prepare(self._directory.path)
+        self.agent_url = transport.url
+        with transport.listen(HOST_PORT) as listener:
+            started = driver.start()
+            self._vmm = ProcessRecord(pid=started.pid, start_time_ticks=started.start_time_ticks)
+            self._save()
+            self._clock.mark("vmm_spawn")
+            self._agent = self._connect(driver, transport, listener)
+        self._undo.push("agent connection", self._close_agent)
+        self._clock.mark("boot")
+
+    def _connect(
+        self, driver: Qemu, transport: Transport, listener: socket.socket
+    ) -> AgentClient:
+        boot_s, request_s = self._timeouts.boot_s, self._timeouts.request_s
+        if self._guest_assets().agent == "casemate":
+            return await_agent(driver, listener, timeout_s=boot_s, request_timeout_s=request_s)
+        return dial_agent(transport, driver, timeout_s=boot_s, request_timeout_s=request_s)
+
+    def _prepare_guest(
+        self,
+        wanted: Sequence[tuple[tuple[ContainerId, ContainerConfig], Image, BlockAddress]],
+        start: bool,
+    ) -> None:
+        """Send all that makes the first containers at once, then read the answers."""
+        agent = self._running_agent("create")
+        hostname = (self.config.hostname or self.id)[:GUEST_HOSTNAME_BYTES]
+        pipeline = Pipeline(agent)
+        created = pipeline.send(
+            "CreateSandbox", messages.CreateSandboxRequest(hostname=hostname, sandbox_id=self.id)
+        )
+        details = agent.submit("GetGuestDetails", messages.GuestDetailsRequest(mem_block_size=True))
+        made = []
+        for (container_id, config), image, address in wanted:
+            container = self._begin_container(
+                pipeline, container_id, config, image, address, self._forgetting(container_id)
+            )
+            made.append(container)
+            if start:
+                container.begin_start(pipeline)
+                container.process.stdout.prefetch()
+        created.result()
+        self.guest = messages.decode(details.result(), messages.GuestDetailsResponse)
+        self._clock.mark("sandbox")
+        if self.guest.agent_details is not None:
+            self._clock.split_boot(self.guest.agent_details.extra_features)
+        for container in made:
+            container.settle()
+            self._containers[container.id] = container
+        if made:
+            self._clock.mark("container")
+        self._state = State.RUNNING
+        self._save()
+
+    def _begin_container(
+        self,
+        pipeline: Pipeline,
+        container_id: ContainerId,
+        config: ContainerConfig,
+        image: Image,
+        address: BlockAddress,
+        detach: Callable[[], Any] | None,
+    ) -> Container:
+        from casemate.agent.process import container_process
+
+        process = container_process(image, config)
+        record = ContainerRecord(
+            id=container_id,
+            image=image.name,
+            image_digest=image.digest,
+            process=process,
+            state=State.READY,
+            created_unix_ns=time.time_ns(),
+        )
+        container = Container(pipeline.agent, record, image=image, changed=self._save)
+        spec = build_spec(
+            container_id,
+            process,
+            hostname=config.hostname or self.config.hostname or self.id,
+            readonly_rootfs=config.readonly_rootfs,
+            annotations=config.annotations,
+        )
+        driver, source = (
+            ("blk", address.pci_path) if address.pci_path else ("mmioblk", f"serial={address.serial}")
+        )
+        storages = build_storages(container_id, driver=driver, source=source, fstype=image.fstype)
+        container.begin_create(pipeline, spec, storages, detach)
+        return container
+
+    def create_container(
+        self, config: ContainerConfig, *, progress: Callable[[Progress], None] | None = None
+    ) -> Container:
+        """Make a container; its image is plugged into the running machine.
+
+        Raises:
+            NotFoundError, ImageError: The image is unknown or damaged.
+            AlreadyExistsError: A container has that name.
+            ResourceExhaustedError: No port is free.
+            UnsupportedError: The machine can't hot-plug (microvm): name the container at :meth:`create`.
+            InvalidStateError: The sandbox does not run, or belongs to another process.
+
+        Blocks: until the guest has the disk and the agent has made the container. A failure leaves nothing behind.
+        """
+        agent, driver = self._running_agent("create_container"), self._own_driver("create_container")
+        container_id = new_container_id(config.name)
+        with self._lock:
+            if container_id in self._containers:
+                raise AlreadyExistsError(
+                    f"the sandbox has a container named {container_id!r} already", container_id=container_id
+                )
+            image = self._resolve_image(config, progress)
+            disk = _disk(f"rootfs-{secrets.token_hex(4)}", image)
+            address = driver.attach_block(disk)
+
+            def detach() -> None:
+                driver.detach_block(disk.id)
+                self._containers.pop(container_id, None)
+
+            try:
+                pipeline = Pipeline(agent)
+                container = self._begin_container(
+                    pipeline, container_id, config, image, address, detach
+                )
+                container.settle()
+            except BaseException as error:
+                undo = UndoStack()
+                undo.push("container's disk", detach)
+                cause = raise_with(error, undo.unwind())
+                if cause is error:
+                    raise
+                raise cause from error
+            self._containers[container_id] = container
+            self._save()
+            return container
+
+    def _forgetting(self, container_id: ContainerId) -> Callable[[], compat.Later[None]]:
+        """What remains to do when a container that was there at boot is removed: its disk stays plugged in."""
+
+        def forget() -> None:
+            self._containers.pop(container_id, None)
+
+        return forget
+
+    @property
+    def state(self) -> State:
+        """``ready`` while it boots, then ``running``, ``paused``, ``stopped``."""
+        return self._state
+
+    @property
+    def containers(self) -> tuple[Container, ...]:
+        """Its containers, in the order of their making."""
+        return tuple(self._containers.values())
+
+    def container(self, name: str | None = None) -> Container:
+        """One container; without a name the only one. Raises: NotFoundError."""
+        known = ", ".join(self._containers) or "none"
+        if name is None:
+            if len(self._containers) == 1:
+                return next(iter(self._containers.values()))
+            raise NotFoundError(
+                f"sandbox {self.id} has not one container but: {known}; name one", sandbox_id=self.id
+            )
+        try:
+            return self._containers[ContainerId(name)]
+        except KeyError as error:
+            raise NotFoundError(
+                f"sandbox {self.id} has no container {name!r}; it has: {known}",
+                sandbox_id=self.id,
+                container_id=name,
+            ) from error
+
+    @property
+    def timings(self) -> tuple[Phase, ...]:
+        """Where the time of its start went, phase by phase."""
+        return self._clock.phases
+
+    @property
+    def vmm_pid(self) -> int:
+        """Process id of the VMM."""
+        return self._own_driver("vmm_pid").process.pid
+
+    def inspect(self) -> SandboxRecord:
+        """All that is known of it, as in its state document. Does not block."""
+        return self._record if self._driver is None and self._record is not None else self._make_record()
+
+    def pause(self) -> None:
+        """Stop the virtual CPUs. Raises: InvalidStateError. Blocks: for the VMM's answer."""
+        check_transition(self._state, State.PAUSED, op="sandbox.pause")
+        self._own_driver("pause").pause()
+        self._state = State.PAUSED
+        self._save()
+
+    def resume(self) -> None:
+        """Let the virtual CPUs run again. Raises: InvalidStateError. Blocks: for the VMM's answer."""
+        if self._state is not State.PAUSED:
+            check_transition(self._state, self._state, op="sandbox.resume")
+        self._own_driver("resume").resume()
+        self._state = State.RUNNING
+        self._save()
+
+    def stop(self) -> None:
+        """End the containers and the machine, remove every trace. Idempotent.
+
+        Raises: what could not be undone, as an ExceptionGroup when it is more than one failure.
+        Blocks: for the guest's and the VMM's end, at most ``timeouts.stop_s`` each.
+        """
+        if self._state is State.STOPPED:
+            return
+        if self._driver is not None:
+            compat.shielded(self._destroy_guest())
+        self._state = State.STOPPED
+        failures = self._undo.unwind()
+        self._clock.mark("teardown")
+        if len(failures) == 1:
+            raise failures[0]
+        if failures:
+            raise BaseExceptionGroup(f"sandbox {self.id} could not be removed whole", failures)
+
+    def close(self) -> None:
+        """As :meth:`stop`; of a sandbox that was attached to, only the connection is closed."""
+        self.stop()
+
+    def __enter__(self) -> Sandbox:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_driver", None) is not None and self._state is not State.STOPPED:
+            import warnings
+
+            warnings.warn(f"sandbox {self.id} was never closed", ResourceWarning, stacklevel=1, source=self)
+
+    def _destroy_guest(self) -> None:
+        """Let the agent end its containers and let go of what it mounted; a guest that can't is ended all the same."""
+        agent = self._agent
+        if agent is None or agent.connection.closed or self._state is State.PAUSED:
+            return
+        try:
+            agent.call(
+                "DestroySandbox", messages.DestroySandboxRequest(), timeout_s=self._timeouts.stop_s
+            )
+        except CasemateError as error:
+            _log.info(
+                "the guest did not say goodbye",
+                extra={"sandbox": self.id, "op": "sandbox.stop"},
+                exc_info=error,
+            )
+
+    def _resolve_image(self, config: ContainerConfig, progress: Callable[[Progress], None] | None) -> Image:
+        from casemate import images
+
+        return compat.to_thread(
+            images.resolve, config.image, settings=self._settings, progress=progress
+        )
+
+    def _find_image(self, digest: str) -> Image | None:
+        from casemate import images
+
+        try:
+            return compat.to_thread(images.resolve, digest, settings=self._settings)
+        except NotFoundError:
+            return None
+
+    def _close_agent(self) -> None:
+        if self._agent is not None:
+            self._agent.close()
+
+    def _remove_directory(self) -> None:
+        if self._directory is not None:
+            self._directory.remove()
+
+    def _running_agent(self, op: str) -> AgentClient:
+        if self._agent is None or self._state is State.STOPPED:
+            raise InvalidStateError(
+                f"{op} needs a running sandbox, {self.id} is {self._state.value}",
+                state=self._state.value,
+                wanted=State.RUNNING.value,
+                op=f"sandbox.{op}",
+                sandbox_id=self.id,
+            )
+        return self._agent
+
+    def _own_driver(self, op: str) -> Qemu:
+        if self._driver is None:
+            raise InvalidStateError(
+                f"{op} is for the process that owns sandbox {self.id}",
+                state="attached",
+                wanted="owned",
+                op=f"sandbox.{op}",
+                sandbox_id=self.id,
+            )
+        return self._driver
+
+    def _save(self) -> None:
+        if self._directory is not None and self._state is not State.STOPPED:
+            self._directory.write(self._make_record())
+
+    def _make_record(self) -> SandboxRecord:
+        driver, assets = self._own_driver("inspect"), self._guest_assets()
+        return SandboxRecord(
+            id=self.id,
+            state=self._state,
+            created_unix_ns=self._created_unix_ns,
+            owner=process_record(os.getpid()),
+            hypervisor=self.config.hypervisor,
+            machine=self.config.machine,
+            accel=driver.accel_name,
+            accel_reason=driver.accel_reason,
+            vcpus=self.config.vcpus,
+            memory_mib=self.config.memory_mib,
+            kernel=str(assets.kernel),
+            kernel_release=assets.kernel_release,
+            initrd=None if assets.initrd is None else str(assets.initrd),
+            vmm=self._vmm,
+            containers=tuple(container.record() for container in self._containers.values()),
+        )
+
+    def _guest_assets(self) -> GuestAssets:
+        assert self._assets is not None
+        return self._assets
+
+
+def _steps(progress: Callable[[Progress], None] | None) -> Callable[[str, int, int], None] | None:
+    """``progress`` as the making of guest assets calls it."""
+    if progress is None:
+        return None
+
+    def step(phase: str, done_bytes: int, total_bytes: int) -> None:
+        progress(Progress(phase=phase, done_bytes=done_bytes, total_bytes=total_bytes))
+
+    return step
+
+
+def _disk(name: str, image: Image) -> BlockDevice:
+    return BlockDevice(id=name, path=str(image.rootfs), read_only=True, serial=name)

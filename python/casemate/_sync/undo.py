@@ -1,0 +1,55 @@
+# Made by scripts/unasync.py from python/casemate/_async/undo.py; do not edit.
+"""Undo steps, run in reverse when a start fails or a sandbox ends."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from casemate._compat import blocking as compat
+
+__all__ = ["UndoStack"]
+
+_log = logging.getLogger(__name__)
+
+
+class UndoStack:
+    """Steps that undo what was acquired. Each is idempotent and has a deadline of its own."""
+
+    __slots__ = ("_steps",)
+
+    def __init__(self) -> None:
+        self._steps: list[tuple[str, Callable[[], compat.Later[Any]]]] = []
+
+    def push(self, name: str, step: Callable[[], compat.Later[Any]]) -> None:
+        """Register a step, in the statement behind the one that acquired."""
+        self._steps.append((name, step))
+
+    def unwind(self) -> list[BaseException]:
+        """Run every step, the last registered first, and go on after failures; return these in order.
+
+        A cancellation of the caller is held back until all are done.
+        """
+        return compat.shielded(self._unwind())
+
+    def _unwind(self) -> list[BaseException]:
+        failures: list[BaseException] = []
+        while self._steps:
+            name, step = self._steps.pop()
+            try:
+                step()
+            except Exception as error:
+                error.add_note(f"while undoing: {name}")
+                _log.warning("undo failed", extra={"op": name}, exc_info=error)
+                failures.append(error)
+        return failures
+
+
+def raise_with(first: BaseException, others: list[BaseException]) -> BaseException:
+    """``first`` alone, or a group with it in front when undoing failed as well."""
+    if not others:
+        return first
+    if isinstance(first, Exception) and all(isinstance(other, Exception) for other in others):
+        return ExceptionGroup(str(first), [first, *others])  # type: ignore[list-item]
+    return BaseExceptionGroup(str(first), [first, *others])

@@ -1,0 +1,80 @@
+"""The command line: ``casemate``. Results go to stdout, everything else to stderr.
+
+Exit status: that of the container for ``run`` and ``exec``; else 0, 1 when an operation failed, 2 for wrong use, 125 when ``run`` or
+``exec`` failed before the command ran, 126 when the command can't be executed, 127 when there is no such command, 130 when interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+__all__ = ["main"]
+
+COMMANDS = {
+    "run": "make a sandbox, run one container in it, remove both",
+    "exec": "run another command in a container of a living sandbox",
+    "ps": "list sandboxes and their containers",
+    "inspect": "show all that is known of a sandbox or an image",
+    "kill": "send a signal to a container's first process",
+    "rm": "remove a sandbox, or what a dead one left",
+    "images": "list the unpacked images",
+    "guest": "build, show or list guest kernels and initrds",
+    "bench": "measure, against peers in the same run",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command, return the exit status."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    parser = argparse.ArgumentParser(prog="casemate", description="OCI containers inside virtual machines.")
+    parser.add_argument("--version", action="store_true", help="print the version and end")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    # Only the module of the chosen command is imported: start-up time is a feature.
+    chosen = next((word for word in words if not word.startswith("-")), None)
+    for name, summary in COMMANDS.items():
+        command = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
+        if name == chosen:
+            module = import_module(f"casemate.cli.{name}")
+            module.add_arguments(command)
+            command.set_defaults(run=module.run)
+    options = parser.parse_args(words)
+    if options.version:
+        from casemate import __version__
+
+        print(__version__)
+        return 0
+    if not hasattr(options, "run"):
+        parser.print_help(sys.stderr)
+        return 2
+    return _guarded(options)
+
+
+def _guarded(options: argparse.Namespace) -> int:
+    from casemate.errors import CasemateError
+
+    before_command = 125 if options.command in ("run", "exec") else 1
+    try:
+        return int(options.run(options))
+    except CasemateError as error:
+        report(error)
+        return int(getattr(error, "exit_code", before_command))
+    except ExceptionGroup as group:
+        for one in group.exceptions:
+            report(one)
+        return before_command
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader of our output went away: nothing is left to say to it.
+        sys.stderr.close()
+        return 1
+
+
+def report(error: BaseException) -> None:
+    """Print an error for a person: its text, then its notes."""
+    print(f"casemate: {error}", file=sys.stderr)
+    for note in getattr(error, "__notes__", ()):
+        print(f"  {note}", file=sys.stderr)

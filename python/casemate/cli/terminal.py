@@ -1,0 +1,167 @@
+"""This process's streams and terminal joined to a process in a guest."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import select
+import signal
+import struct
+import termios
+import threading
+import tty
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from casemate.errors import AgentError, InvalidStateError
+
+if TYPE_CHECKING:
+    from casemate._sync.process import Process, Reader
+
+__all__ = ["attach"]
+
+_FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+
+
+def attach(process: Process, *, stdin: bool, wait: Callable[[], int]) -> int:
+    """Join this process's streams to ``process`` until it ended; return its exit status.
+
+    Signals go to it. With a terminal this process's terminal is raw meanwhile, and its size is passed on.
+    Blocks: until it ended. Needs: the main thread, for the signals.
+    """
+    with _raw_terminal(process.terminal and stdin), _signals() as signals, _Control(process, signals, stdin):
+        if process.terminal:
+            _resize(process)
+        _copy_outputs(process)
+        return wait()
+
+
+def _copy_outputs(process: Process) -> None:
+    readers: list[tuple[Reader, int]] = [(process.stdout, 1)]
+    if process.stderr is not None:
+        readers.append((process.stderr, 2))
+    while readers:
+        done = process.wait_output([reader for reader, _ in readers])
+        for reader, fd in list(readers):
+            if reader not in done:
+                continue
+            piece = reader.take()
+            if piece:
+                _write_all(fd, piece)
+            else:
+                readers.remove((reader, fd))
+
+
+def _write_all(fd: int, piece: bytes) -> None:
+    view = memoryview(piece)
+    while view:
+        try:
+            view = view[os.write(fd, view) :]
+        except BlockingIOError:
+            select.select([], [fd], [])
+
+
+def _resize(process: Process) -> None:
+    try:
+        packed = fcntl.ioctl(0, termios.TIOCGWINSZ, b"\0" * 8)
+    except OSError:
+        return
+    rows, columns, _, _ = struct.unpack("HHHH", packed)
+    if rows and columns:
+        process.resize(rows, columns)
+
+
+@contextlib.contextmanager
+def _raw_terminal(wanted: bool) -> Iterator[None]:
+    if not wanted or not os.isatty(0):
+        yield
+        return
+    before = termios.tcgetattr(0)
+    try:
+        tty.setraw(0)
+        yield
+    finally:
+        termios.tcsetattr(0, termios.TCSADRAIN, before)
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[int]:
+    """A descriptor on which the numbers of arriving signals can be read."""
+    reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        # The wake-up descriptor has carried the number; without a handler the default action would run.
+        del number
+
+    numbers = (*_FORWARDED, signal.SIGWINCH)
+    before = {number: signal.signal(number, note) for number in numbers}
+    before_fd = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    try:
+        yield reading
+    finally:
+        signal.set_wakeup_fd(before_fd)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        os.close(reading)
+        os.close(writing)
+
+
+class _Control:
+    """A thread that passes input and signals on while the main thread copies output."""
+
+    def __init__(self, process: Process, signals: int, stdin: bool) -> None:
+        self._process = process
+        self._signals = signals
+        self._stdin = stdin
+        self._stop_reading, self._stop_writing = os.pipe2(os.O_CLOEXEC)
+        self._thread = threading.Thread(target=self._run, name="casemate-input")
+
+    def __enter__(self) -> _Control:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._stop_writing)
+        self._thread.join()
+        os.close(self._stop_reading)
+
+    def _run(self) -> None:
+        try:
+            if not self._stdin:
+                self._process.stdin.close()
+            self._loop()
+        except (AgentError, InvalidStateError) as error:
+            # The process ended while something was under way to it; the main thread tells its end.
+            del error
+
+    def _loop(self) -> None:
+        poll = select.poll()
+        poll.register(self._stop_reading, select.POLLIN)
+        poll.register(self._signals, select.POLLIN)
+        if self._stdin:
+            poll.register(0, select.POLLIN)
+        while True:
+            for fd, _ in poll.poll():
+                if fd == self._stop_reading:
+                    return
+                if fd == self._signals:
+                    self._forward(os.read(self._signals, 64))
+                elif not self._send(os.read(0, 65536)):
+                    poll.unregister(0)
+
+    def _send(self, data: bytes) -> bool:
+        if data:
+            self._process.stdin.write(data)
+        else:
+            self._process.stdin.close()
+        return bool(data)
+
+    def _forward(self, numbers: bytes) -> None:
+        for number in numbers:
+            if number == signal.SIGWINCH:
+                if self._process.terminal:
+                    _resize(self._process)
+            else:
+                self._process.signal(number)

@@ -1,0 +1,314 @@
+"""What a QEMU VM shall be, decided before anything is made. Pure: the command line says what the plan says, nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from casemate.config.sandbox import SandboxConfig
+from casemate.errors import InvalidConfigError, ResourceExhaustedError, UnsupportedError
+from casemate.hypervisor import BlockAddress, BlockDevice, Capabilities, GuestAssets
+from casemate.hypervisor.qemu import devices
+from casemate.hypervisor.qemu.accel import Accelerator
+
+__all__ = [
+    "FIRST_FD",
+    "HOTPLUG_SLOT",
+    "VmPlan",
+    "VsockChoice",
+    "address_of",
+    "capabilities",
+    "make_plan",
+    "pci_path",
+]
+
+FIRST_FD = 3
+"""Descriptors in QEMU are numbered from here: QMP listener, console, vsock."""
+
+# The root bus of q35. Slot 0 is the host bridge, 31 the ISA bridge.
+_RNG_SLOT = 0x01
+_VSOCK_SLOT = 0x02
+_DISK_SLOTS = range(0x03, 0x0F)
+_PORT_SLOTS = range(0x0F, 0x1F)
+HOTPLUG_SLOT = 0
+"""The one slot behind a root port."""
+_MMIO_DEVICES = 8
+"""Virtio transports that microvm has at least (24 with a second interrupt controller)."""
+_MAX_VCPUS_TCG = 255
+_MAX_VCPUS_KVM = 288
+_MAX_ID = 31
+_MAX_SERIAL = 20
+_VSOCK_KINDS = ("vhost", "vhost-user", "none")
+
+
+class VsockChoice(msgspec.Struct, frozen=True, kw_only=True):
+    """How the guest's vsock is served.
+
+    Args:
+        kind: ``"vhost"``: by the host's kernel; ``"vhost-user"``: by the process at the other end of a socket; ``"none"``.
+        guest_cid: The guest's context id.
+        path: For ``vhost-user``: a socket to connect to; None: a connected socket is handed over.
+    """
+
+    kind: str
+    guest_cid: int = 3
+    path: str | None = None
+
+
+class VmPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """A VM, complete.
+
+    Args:
+        fds: Name of each descriptor handed over to its number in QEMU: ``qmp``, ``console``, ``vsock``.
+        disks: Where the guest finds each disk, in the order given.
+        ports: Names of the root ports, free at boot.
+    """
+
+    qemu: str
+    sandbox_id: str
+    uuid: str
+    machine: str
+    machine_options: tuple[tuple[str, str | int | bool], ...]
+    accelerator: Accelerator
+    cpu: str
+    vcpus: int
+    max_vcpus: int
+    memory_mib: int
+    max_memory_mib: int
+    fds: dict[str, int]
+    chardevs: tuple[devices.Chardev, ...]
+    memory: devices.MemoryBackend | None
+    rng: devices.RngBackend
+    nodes: tuple[devices.BlockNode, ...]
+    devices: tuple[devices.Device, ...]
+    assets: GuestAssets
+    disks: tuple[BlockAddress, ...]
+    ports: tuple[str, ...]
+    extra_arguments: tuple[str, ...]
+    seccomp: bool
+    debug: bool
+
+
+def make_plan(
+    config: SandboxConfig,
+    *,
+    sandbox_id: str,
+    uuid: str,
+    qemu: str,
+    accelerator: Accelerator,
+    assets: GuestAssets,
+    vsock: VsockChoice,
+    disks: Sequence[BlockDevice] = (),
+) -> VmPlan:
+    """The plan of the VM that ``config`` asks for, on the accelerator that was chosen. Does not block.
+
+    Raises:
+        InvalidConfigError: More vCPUs than machine and accelerator allow, or assets that don't fit together.
+        ResourceExhaustedError: More disks than there are slots.
+    """
+    _check(config, accelerator, assets, vsock, uuid)
+    pci = config.machine == "q35"
+    fds = {"qmp": FIRST_FD, "console": FIRST_FD + 1}
+    chardevs = [
+        devices.Chardev(id="qmp", fd=fds["qmp"], server=True),
+        devices.Chardev(id="console", fd=fds["console"]),
+    ]
+    if vsock.kind == "vhost" or (vsock.kind == "vhost-user" and vsock.path is None):
+        fds["vsock"] = FIRST_FD + 2
+    if vsock.kind == "vhost-user":
+        chardevs.append(devices.Chardev(id="vsock", fd=fds.get("vsock"), path=vsock.path))
+    ports = tuple(f"rp{number}" for number in range(config.root_ports))
+    all_disks = [*_image_disk(assets), *disks]
+    addresses = _place_disks(all_disks, pci)
+    return VmPlan(
+        qemu=qemu,
+        sandbox_id=sandbox_id,
+        uuid=uuid,
+        machine=config.machine,
+        machine_options=_machine_options(config, vsock),
+        accelerator=accelerator,
+        cpu=config.cpu_model or ("host" if accelerator.name == "kvm" else "max"),
+        vcpus=config.vcpus,
+        max_vcpus=config.max_vcpus or config.vcpus,
+        memory_mib=config.memory_mib,
+        max_memory_mib=config.max_memory_mib or config.memory_mib,
+        fds=fds,
+        chardevs=tuple(chardevs),
+        memory=devices.MemoryBackend(id="mem0", size_mib=config.memory_mib)
+        if vsock.kind == "vhost-user"
+        else None,
+        rng=devices.RngBackend(id="rng0"),
+        nodes=tuple(block_node(disk) for disk in all_disks),
+        devices=(
+            *(_port(number) for number in range(len(ports))),
+            devices.VirtioRng(id="virtio-rng0", rng="rng0", **_placed(_RNG_SLOT, pci)),
+            *_vsock_devices(vsock, fds, pci),
+            *(
+                _disk_device(disk, _placed(slot, pci))
+                for disk, slot in zip(all_disks, _DISK_SLOTS, strict=False)
+            ),
+        ),
+        assets=assets,
+        disks=tuple(addresses[len(all_disks) - len(disks) :]),
+        ports=ports,
+        extra_arguments=tuple(config.qemu_arguments),
+        seccomp=config.seccomp,
+        debug=config.debug,
+    )
+
+
+def capabilities(machine: str, accelerator: str) -> Capabilities:
+    """What ``machine`` can do on ``accelerator``."""
+    q35 = machine == "q35"
+    return Capabilities(
+        block_hotplug=q35,
+        vcpu_hotplug=q35,
+        memory_hotplug=q35,
+        pause=True,
+        pci=q35,
+        max_vcpus=_MAX_VCPUS_KVM if accelerator == "kvm" else _MAX_VCPUS_TCG,
+    )
+
+
+def block_node(disk: BlockDevice) -> devices.BlockNode:
+    """The block node of ``disk``."""
+    return devices.BlockNode(
+        name=f"drive-{disk.id}", path=disk.path, read_only=disk.read_only, host_device=disk.host_device
+    )
+
+
+def hotplug_device(disk: BlockDevice, port: str) -> devices.VirtioBlk:
+    """The device of ``disk`` behind the root port ``port``."""
+    check_disk(disk)
+    return _disk_device(disk, {"bus": port, "slot": HOTPLUG_SLOT})
+
+
+def address_of(disk: BlockDevice, port: str) -> BlockAddress:
+    """Where the guest finds ``disk`` behind the root port ``port``."""
+    slot = _PORT_SLOTS[int(port.removeprefix("rp"))]
+    return BlockAddress(id=disk.id, pci_path=pci_path(slot, HOTPLUG_SLOT), serial=disk.serial)
+
+
+def pci_path(*slots: int) -> str:
+    """Slots from the root bus on, in the agent's form: ``"05"``, ``"10/00"``."""
+    return "/".join(f"{slot:02x}" for slot in slots)
+
+
+def check_disk(disk: BlockDevice) -> None:
+    """Raise InvalidConfigError when ``disk`` can't be handed to QEMU."""
+    fault = ""
+    if not disk.path:
+        fault = "has no path"
+    elif not disk.id[:1].isalpha() or len(disk.id) > _MAX_ID:
+        fault = f"has the id {disk.id!r}, a letter first and at most {_MAX_ID} characters are expected"
+    elif not all(c.isascii() and (c.isalnum() or c in "-_.") for c in disk.id):
+        fault = f"has the id {disk.id!r}, letters, digits, '-', '_' and '.' are expected"
+    elif not 0 < len(disk.serial.encode()) <= _MAX_SERIAL:
+        fault = f"has the serial number {disk.serial!r}, 1 to {_MAX_SERIAL} bytes are expected"
+    if fault:
+        raise InvalidConfigError(f"disk {disk.path!r} {fault}", path="disks")
+
+
+def _check(
+    config: SandboxConfig, accelerator: Accelerator, assets: GuestAssets, vsock: VsockChoice, uuid: str
+) -> None:
+    most = capabilities(config.machine, accelerator.name).max_vcpus
+    for name, count in (("vcpus", config.vcpus), ("max_vcpus", config.max_vcpus or config.vcpus)):
+        if count > most:
+            raise InvalidConfigError(
+                f"{name} is {count}, 1 to {most} vCPUs are possible with {config.machine} on {accelerator.name};"
+                f" the nearest is {most}",
+                path=name,
+            )
+    if not assets.kernel:
+        raise InvalidConfigError("no kernel is given", path="kernel")
+    if (assets.initrd is None) == (assets.image is None):
+        raise InvalidConfigError(
+            "the guest boots from an initrd or a disk image: exactly one of them is expected", path="initrd"
+        )
+    if not uuid:
+        raise InvalidConfigError("uuid is empty, a random one is expected", path="uuid")
+    if vsock.kind not in _VSOCK_KINDS:
+        raise InvalidConfigError(
+            f"vsock is {vsock.kind!r}, one of {', '.join(_VSOCK_KINDS)} is expected", path="vsock"
+        )
+    if not 3 <= vsock.guest_cid < 2**32 - 1:
+        raise InvalidConfigError(
+            f"guest_cid is {vsock.guest_cid}, 3 to {2**32 - 2} are possible", path="vsock.guest_cid"
+        )
+    if (
+        config.cpu_model is not None
+        and config.cpu_model.split(",")[0] == "host"
+        and accelerator.name != "kvm"
+    ):
+        raise UnsupportedError(
+            f"cpu_model 'host' needs KVM, and the accelerator is {accelerator.name} ({accelerator.reason}); use 'max'",
+            capability="kvm",
+        )
+
+
+def _machine_options(config: SandboxConfig, vsock: VsockChoice) -> tuple[tuple[str, str | int | bool], ...]:
+    options: list[tuple[str, str | int | bool]]
+    if config.machine == "q35":
+        # No disk controller, no SMBus, no VMware port: firmware and kernel need not look at them.
+        options = [("vmport", False), ("smbus", False), ("sata", False)]
+    else:
+        # Kernels of distributions learn of MMIO devices from ACPI alone, and without the clock chip lose a second at boot.
+        options = [("acpi", True), ("rtc", True)]
+    options.append(("dump-guest-core", False))
+    if vsock.kind == "vhost-user":
+        options.append(("memory-backend", "mem0"))
+    return tuple(options)
+
+
+def _image_disk(assets: GuestAssets) -> list[BlockDevice]:
+    if assets.image is None:
+        return []
+    return [BlockDevice(id="image", path=assets.image, read_only=True, serial="image")]
+
+
+def _place_disks(disks: Sequence[BlockDevice], pci: bool) -> list[BlockAddress]:
+    room = len(_DISK_SLOTS) if pci else _MMIO_DEVICES - 2
+    if len(disks) > room:
+        raise ResourceExhaustedError(
+            f"{len(disks)} disks are wanted at boot, the machine has room for {room}"
+        )
+    names = [disk.id for disk in disks]
+    for disk in disks:
+        check_disk(disk)
+        if names.count(disk.id) > 1:
+            raise InvalidConfigError(f"two disks have the id {disk.id!r}", path="disks")
+    return [
+        BlockAddress(id=disk.id, pci_path=pci_path(slot) if pci else None, serial=disk.serial)
+        for disk, slot in zip(disks, _DISK_SLOTS, strict=False)
+    ]
+
+
+def _placed(slot: int, pci: bool) -> dict[str, object]:
+    return {"bus": devices.ROOT_BUS, "slot": slot} if pci else {}
+
+
+def _port(number: int) -> devices.PcieRootPort:
+    return devices.PcieRootPort(
+        id=f"rp{number}", number=number, bus=devices.ROOT_BUS, slot=_PORT_SLOTS[number]
+    )
+
+
+def _disk_device(disk: BlockDevice, placed: dict[str, object]) -> devices.VirtioBlk:
+    return devices.VirtioBlk(
+        id=f"virtio-{disk.id}",
+        node=f"drive-{disk.id}",
+        serial=disk.serial,
+        read_only=disk.read_only,
+        **placed,
+    )
+
+
+def _vsock_devices(vsock: VsockChoice, fds: dict[str, int], pci: bool) -> list[devices.Device]:
+    placed = _placed(_VSOCK_SLOT, pci)
+    if vsock.kind == "vhost":
+        return [devices.VhostVsock(id="vsock0", guest_cid=vsock.guest_cid, vhost_fd=fds["vsock"], **placed)]
+    if vsock.kind == "vhost-user":
+        return [devices.VhostUserVsock(id="vsock0", chardev="vsock", **placed)]
+    return []

@@ -1,0 +1,1 @@
+"""Spans and timings of what casemate does."""

@@ -1,0 +1,1 @@
+"""Sandboxes on disk: one directory a sandbox, one versioned document in it."""

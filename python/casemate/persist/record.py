@@ -1,0 +1,65 @@
+"""The state document of a sandbox. What outlives a crash is written here before it is made."""
+
+from __future__ import annotations
+
+import msgspec
+
+from casemate.agent.messages import ProcessSpec
+from casemate.types import State
+
+__all__ = ["VERSION", "ContainerRecord", "ProcessRecord", "SandboxRecord"]
+
+VERSION = 1
+
+
+class ProcessRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A process of the host, told apart from a later one with the same number by its start time.
+
+    Args:
+        pid: Process id.
+        start_time_ticks: Field 22 of ``/proc/<pid>/stat``.
+    """
+
+    pid: int
+    start_time_ticks: int
+
+
+class ContainerRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A container: its image, its first process as the agent was told of it, and its state."""
+
+    id: str
+    image: str
+    image_digest: str
+    process: ProcessSpec
+    state: State
+    created_unix_ns: int
+    exit_code: int | None = None
+
+
+class SandboxRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A sandbox as others see it.
+
+    Args:
+        version: Of this document; a reader refuses a newer one.
+        config: The configuration as a document.
+        owner: The process that made it and with which it ends.
+        vmm: The VMM, absent until it was started.
+        host_port: The vsock port on which the host awaited the agent.
+    """
+
+    version: int = VERSION
+    id: str
+    state: State
+    created_unix_ns: int
+    owner: ProcessRecord
+    hypervisor: str
+    machine: str
+    accel: str
+    accel_reason: str
+    vcpus: int
+    memory_mib: int
+    kernel: str
+    kernel_release: str
+    initrd: str | None
+    vmm: ProcessRecord | None = None
+    containers: tuple[ContainerRecord, ...] = ()

@@ -1,0 +1,53 @@
+// Made by `cargo run -p xtask -- proto`; change the .proto files instead.
+/// Call `$with!` with one `(service, method, request type, answer type)` for every RPC.
+#[macro_export]
+macro_rules! for_each_rpc {
+    ($with:path) => {
+        $with! {
+            ("grpc.AgentService", "CreateContainer", $crate::grpc::CreateContainerRequest, $crate::grpc::Empty),
+            ("grpc.AgentService", "StartContainer", $crate::grpc::StartContainerRequest, $crate::grpc::Empty),
+            ("grpc.AgentService", "RemoveContainer", $crate::grpc::RemoveContainerRequest, $crate::grpc::Empty),
+            ("grpc.AgentService", "ExecProcess", $crate::grpc::ExecProcessRequest, $crate::grpc::Empty),
+            ("grpc.AgentService", "SignalProcess", $crate::grpc::SignalProcessRequest, $crate::grpc::Empty),
+            ("grpc.AgentService", "WaitProcess", $crate::grpc::WaitProcessRequest, $crate::grpc::WaitProcessResponse),
+            ("grpc.AgentService", "UpdateContainer", $crate::grpc::UpdateContainerRequest, $crate::grpc::Empty),
+            ("grpc.AgentService", "UpdateEphemeralMounts", $crate::grpc::UpdateEphemeralMountsRequest, $crate::grpc::Empty),
+            ("grpc.AgentService", "StatsContainer", $crate::grpc::StatsContainerRequest, $crate::grpc::StatsContainerResponse),
+            ("grpc.AgentService", "PauseContainer", $crate::grpc::PauseContainerRequest, $crate::grpc::Empty),
+            ("grpc.AgentService", "ResumeContainer", $crate::grpc::ResumeContainerRequest, $crate::grpc::Empty),
+            ("grpc.AgentService", "RemoveStaleVirtiofsShareMounts", $crate::grpc::RemoveStaleVirtiofsShareMountsRequest, $crate::grpc::Empty),
+            ("grpc.AgentService", "GetDiagnosticData", $crate::grpc::GetDiagnosticDataRequest, $crate::grpc::GetDiagnosticDataResponse),
+            ("grpc.AgentService", "WriteStdin", $crate::grpc::WriteStreamRequest, $crate::grpc::WriteStreamResponse),
+            ("grpc.AgentService", "ReadStdout", $crate::grpc::ReadStreamRequest, $crate::grpc::ReadStreamResponse),
+            ("grpc.AgentService", "ReadStderr", $crate::grpc::ReadStreamRequest, $crate::grpc::ReadStreamResponse),
+            ("grpc.AgentService", "CloseStdin", $crate::grpc::CloseStdinRequest, $crate::grpc::Empty),
+            ("grpc.AgentService", "TtyWinResize", $crate::grpc::TtyWinResizeRequest, $crate::grpc::Empty),
+            ("grpc.AgentService", "UpdateInterface", $crate::grpc::UpdateInterfaceRequest, $crate::types::Interface),
+            ("grpc.AgentService", "UpdateRoutes", $crate::grpc::UpdateRoutesRequest, $crate::grpc::Routes),
+            ("grpc.AgentService", "ListInterfaces", $crate::grpc::ListInterfacesRequest, $crate::grpc::Interfaces),
+            ("grpc.AgentService", "ListRoutes", $crate::grpc::ListRoutesRequest, $crate::grpc::Routes),
+            ("grpc.AgentService", "AddARPNeighbors", $crate::grpc::AddArpNeighborsRequest, $crate::grpc::Empty),
+            ("grpc.AgentService", "GetIPTables", $crate::grpc::GetIpTablesRequest, $crate::grpc::GetIpTablesResponse),
+            ("grpc.AgentService", "SetIPTables", $crate::grpc::SetIpTablesRequest, $crate::grpc::SetIpTablesResponse),
+            ("grpc.AgentService", "GetMetrics", $crate::grpc::GetMetricsRequest, $crate::grpc::Metrics),
+            ("grpc.AgentService", "MemAgentMemcgSet", $crate::grpc::MemAgentMemcgConfig, $crate::grpc::Empty),
+            ("grpc.AgentService", "MemAgentCompactSet", $crate::grpc::MemAgentCompactConfig, $crate::grpc::Empty),
+            ("grpc.AgentService", "CreateSandbox", $crate::grpc::CreateSandboxRequest, $crate::grpc::Empty),
+            ("grpc.AgentService", "DestroySandbox", $crate::grpc::DestroySandboxRequest, $crate::grpc::Empty),
+            ("grpc.AgentService", "OnlineCPUMem", $crate::grpc::OnlineCpuMemRequest, $crate::grpc::Empty),
+            ("grpc.AgentService", "ReseedRandomDev", $crate::grpc::ReseedRandomDevRequest, $crate::grpc::Empty),
+            ("grpc.AgentService", "GetGuestDetails", $crate::grpc::GuestDetailsRequest, $crate::grpc::GuestDetailsResponse),
+            ("grpc.AgentService", "MemHotplugByProbe", $crate::grpc::MemHotplugByProbeRequest, $crate::grpc::Empty),
+            ("grpc.AgentService", "SetGuestDateTime", $crate::grpc::SetGuestDateTimeRequest, $crate::grpc::Empty),
+            ("grpc.AgentService", "CopyFile", $crate::grpc::CopyFileRequest, $crate::grpc::Empty),
+            ("grpc.AgentService", "GetOOMEvent", $crate::grpc::GetOomEventRequest, $crate::grpc::OomEvent),
+            ("grpc.AgentService", "AddSwap", $crate::grpc::AddSwapRequest, $crate::grpc::Empty),
+            ("grpc.AgentService", "AddSwapPath", $crate::grpc::AddSwapPathRequest, $crate::grpc::Empty),
+            ("grpc.AgentService", "GetVolumeStats", $crate::grpc::VolumeStatsRequest, $crate::grpc::VolumeStatsResponse),
+            ("grpc.AgentService", "ResizeVolume", $crate::grpc::ResizeVolumeRequest, $crate::grpc::Empty),
+            ("grpc.AgentService", "SetPolicy", $crate::grpc::SetPolicyRequest, $crate::grpc::Empty),
+            ("grpc.Health", "Check", $crate::grpc::CheckRequest, $crate::grpc::HealthCheckResponse),
+            ("grpc.Health", "Version", $crate::grpc::CheckRequest, $crate::grpc::VersionCheckResponse),
+        }
+    };
+}

@@ -1,0 +1,277 @@
+//! `Connection`: the agent's client.
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use casemate_proto::{AGENT_SERVICE, RPCS, grpc};
+use casemate_ttrpc::client::Waited;
+use casemate_ttrpc::slots::Answer;
+use casemate_ttrpc::{Call, Client, StreamId, TtrpcError};
+use prost::Message;
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyList};
+
+use crate::child::ChildProcess;
+use crate::error::Error;
+use crate::wait::{Owner, in_slices, optional_duration, take_fd};
+
+/// What a slot's answer is made of.
+#[derive(Clone, Debug)]
+enum Kind {
+    Json { service: &'static str, method: &'static str },
+    Raw { method: Box<str> },
+    WriteStdin,
+    Read { method: &'static str },
+}
+
+impl Kind {
+    fn method(&self) -> &str {
+        match self {
+            Self::Json { method, .. } | Self::Read { method } => method,
+            Self::Raw { method } => method,
+            Self::WriteStdin => "WriteStdin",
+        }
+    }
+}
+
+/// One ttrpc connection to an agent, as client.
+#[pyclass(frozen, module = "casemate._core")]
+pub struct Connection {
+    owner: Owner,
+    client: Client,
+    /// Locked before the client is, so that no answer is seen before its kind.
+    kinds: Mutex<HashMap<StreamId, Kind>>,
+}
+
+impl Connection {
+    fn checked(&self) -> Result<&Client, Error> {
+        self.owner.check("the connection")?;
+        Ok(&self.client)
+    }
+
+    fn lock_kinds(&self) -> MutexGuard<'_, HashMap<StreamId, Kind>> {
+        self.kinds.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn send(
+        &self,
+        service: &str,
+        payload: &[u8],
+        timeout: Option<Duration>,
+        kind: Kind,
+    ) -> Result<u32, Error> {
+        let client = self.checked()?;
+        let mut kinds = self.lock_kinds();
+        let call = Call { service, method: kind.method(), payload, timeout, metadata: &[] };
+        match client.submit(&call) {
+            Ok(slot) => {
+                kinds.insert(slot, kind);
+                Ok(slot.0)
+            }
+            Err(error) => Err(Error::from_call(kind.method(), error)),
+        }
+    }
+
+    /// The Python value of an answer; forgets the slot's kind.
+    fn finish<'py>(
+        &self,
+        py: Python<'py>,
+        slot: StreamId,
+        answer: Answer,
+    ) -> Result<Bound<'py, PyBytes>, Error> {
+        let Some(kind) = self.lock_kinds().remove(&slot) else {
+            return Err(Error::from_call("wait", TtrpcError::UnknownSlot { slot }));
+        };
+        let method = kind.method();
+        let payload = answer.map_err(|error| Error::from_call(method, error))?;
+        let malformed = |_| Error::from_call(method, TtrpcError::Malformed { stream: slot });
+        match &kind {
+            Kind::Raw { .. } => Ok(PyBytes::new(py, &payload)),
+            Kind::Json { service, method } => casemate_proto::wire_to_json(service, method, &payload)
+                .map(|json| PyBytes::new(py, &json))
+                .map_err(|error| Error::from_proto(method, &error)),
+            Kind::Read { .. } => {
+                let answer = grpc::ReadStreamResponse::decode(&payload[..]).map_err(malformed)?;
+                Ok(PyBytes::new(py, &answer.data))
+            }
+            Kind::WriteStdin => {
+                let answer = grpc::WriteStreamResponse::decode(&payload[..]).map_err(malformed)?;
+                Ok(PyBytes::new(py, answer.len.to_string().as_bytes()))
+            }
+        }
+    }
+}
+
+/// The RPC's names with the life of the program.
+fn find_rpc(service: &str, method: &str) -> Option<(&'static str, &'static str)> {
+    RPCS.iter().copied().find(|rpc| *rpc == (service, method))
+}
+
+#[pymethods]
+impl Connection {
+    #[new]
+    #[pyo3(signature = (take_fd, *, watch=None))]
+    fn new(take_fd: RawFd, watch: Option<&Bound<'_, ChildProcess>>) -> Result<Self, Error> {
+        let socket = self::take_fd(take_fd)?;
+        let child = watch.map(|watch| watch.get().watched()).transpose()?;
+        let pidfd = child.map(|child| child.as_fd().try_clone_to_owned()).transpose().map_err(|error| {
+            Error::host(
+                format!("the pidfd can't be copied: {error}"),
+                error.raw_os_error().unwrap_or(0),
+                "pidfd",
+            )
+        })?;
+        let client =
+            Client::new(socket, pidfd).map_err(|error| Error::agent_connection(error.to_string()))?;
+        Ok(Self { owner: Owner::this_process(), client, kinds: Mutex::default() })
+    }
+
+    /// The socket, borrowed; -1 when closed.
+    fn fileno(&self) -> Result<RawFd, Error> {
+        Ok(self.checked()?.socket().map_or(-1, |socket| socket.as_raw_fd()))
+    }
+
+    /// Send a request given as JSON, return its slot.
+    #[pyo3(signature = (service, method, request, *, timeout_s=None))]
+    fn submit(
+        &self,
+        service: &str,
+        method: &str,
+        request: &[u8],
+        timeout_s: Option<f64>,
+    ) -> Result<u32, Error> {
+        let timeout = optional_duration(timeout_s, "timeout_s")?;
+        let payload = casemate_proto::json_to_wire(service, method, request)
+            .map_err(|error| Error::from_proto(method, &error))?;
+        let (service, method) = find_rpc(service, method)
+            .ok_or_else(|| Error::invalid(format!("no RPC {service}/{method}"), "method"))?;
+        self.send(service, &payload, timeout, Kind::Json { service, method })
+    }
+
+    /// Send a protobuf message; its answer is one too.
+    #[pyo3(signature = (service, method, request, *, timeout_s=None))]
+    fn submit_raw(
+        &self,
+        service: &str,
+        method: &str,
+        request: &[u8],
+        timeout_s: Option<f64>,
+    ) -> Result<u32, Error> {
+        let timeout = optional_duration(timeout_s, "timeout_s")?;
+        self.send(service, request, timeout, Kind::Raw { method: method.into() })
+    }
+
+    /// WriteStdin; the answer is the decimal count of bytes taken.
+    #[pyo3(signature = (container_id, exec_id, data, *, timeout_s=None))]
+    fn submit_write_stdin(
+        &self,
+        container_id: String,
+        exec_id: String,
+        data: &[u8],
+        timeout_s: Option<f64>,
+    ) -> Result<u32, Error> {
+        let timeout = optional_duration(timeout_s, "timeout_s")?;
+        let request = grpc::WriteStreamRequest { container_id, exec_id, data: data.to_vec() };
+        self.send(AGENT_SERVICE, &request.encode_to_vec(), timeout, Kind::WriteStdin)
+    }
+
+    /// ReadStdout or ReadStderr of at most `length` bytes.
+    #[pyo3(signature = (container_id, exec_id, length, *, stderr=false))]
+    fn submit_read(
+        &self,
+        container_id: String,
+        exec_id: String,
+        length: u32,
+        stderr: bool,
+    ) -> Result<u32, Error> {
+        let request = grpc::ReadStreamRequest { container_id, exec_id, len: length };
+        let method = if stderr { "ReadStderr" } else { "ReadStdout" };
+        self.send(AGENT_SERVICE, &request.encode_to_vec(), None, Kind::Read { method })
+    }
+
+    /// The answer of `slot`, once.
+    fn wait<'py>(&self, py: Python<'py>, slot: u32) -> Result<Bound<'py, PyBytes>, Error> {
+        let client = self.checked()?;
+        let slot = StreamId(slot);
+        let wait_once = |limit: Option<Instant>| {
+            client.take(slot).or_else(|| {
+                client.wait_ready(&[slot], limit);
+                client.take(slot)
+            })
+        };
+        let answer = in_slices(py, None, wait_once)?;
+        self.finish(py, slot, answer)
+    }
+
+    /// Those of `slots` whose `wait` would not block, at least one; empty at `timeout_s`.
+    #[pyo3(signature = (slots, timeout_s=None))]
+    fn wait_any(&self, py: Python<'_>, slots: Vec<u32>, timeout_s: Option<f64>) -> Result<Vec<u32>, Error> {
+        let client = self.checked()?;
+        let timeout = optional_duration(timeout_s, "timeout_s")?;
+        let until = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        let slots: Vec<StreamId> = slots.into_iter().map(StreamId).collect();
+        let wait_once = |limit: Option<Instant>| match client.wait_ready(&slots, limit) {
+            Waited::Ready(ready) => Some(ready.into_iter().map(|slot| slot.0).collect()),
+            _ if until.is_some_and(|until| until <= Instant::now()) => Some(Vec::new()),
+            _ => None,
+        };
+        in_slices(py, until, wait_once)
+    }
+
+    /// Forget the slot; a late answer is dropped and counted.
+    fn cancel(&self, slot: u32) -> Result<(), Error> {
+        self.checked()?.cancel(StreamId(slot));
+        self.lock_kinds().remove(&StreamId(slot));
+        Ok(())
+    }
+
+    /// Read what is there; return finished slots with answer or exception.
+    fn on_readable<'py>(&self, py: Python<'py>) -> Result<Bound<'py, PyList>, Error> {
+        let finished = PyList::empty(py);
+        for (slot, answer) in self.checked()?.on_readable() {
+            match self.finish(py, slot, answer) {
+                Ok(answer) => finished.append((slot.0, answer))?,
+                Err(error) => finished.append((slot.0, PyErr::from(error).into_value(py)))?,
+            }
+        }
+        Ok(finished)
+    }
+
+    /// Send what is kept.
+    fn on_writable(&self) -> Result<(), Error> {
+        self.checked()?.on_writable();
+        Ok(())
+    }
+
+    /// Break the connection; return the open slots.
+    fn fail(&self, text: String) -> Result<Vec<u32>, Error> {
+        let open = self.checked()?.fail(&TtrpcError::Closed { reason: text });
+        Ok(open.into_iter().map(|slot| slot.0).collect())
+    }
+
+    /// Whether bytes are kept that the socket did not take.
+    #[getter]
+    fn wants_write(&self) -> bool {
+        self.client.wants_write()
+    }
+
+    /// Answers that came for slots already forgotten.
+    #[getter]
+    fn dropped_answers_total(&self) -> u64 {
+        self.client.dropped_answers_total()
+    }
+
+    /// Whether the connection is closed or broken.
+    #[getter]
+    fn closed(&self) -> bool {
+        self.client.broken().is_some()
+    }
+
+    /// Close; everything that waits ends with AgentConnectionError.
+    fn close(&self) -> Result<(), Error> {
+        self.checked()?.close();
+        Ok(())
+    }
+}

@@ -1,0 +1,102 @@
+//! Waits that Ctrl-C ends, time limits as Python gives them, and handles that don't survive a fork.
+
+use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::time::{Duration, Instant};
+
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use pyo3::prelude::*;
+
+use crate::error::Error;
+
+/// Longest sleep of the main thread without a look at pending signals.
+const SLICE: Duration = Duration::from_millis(100);
+
+/// Longer limits are as good as none.
+const ENDLESS_S: f64 = 1e9;
+
+/// Whether signals are handled on this thread: Python does so on the main thread only.
+pub fn handles_signals() -> bool {
+    nix::unistd::gettid() == nix::unistd::getpid()
+}
+
+/// Runs `step` without the interpreter until it has a result, looking for signals in between.
+///
+/// `step` gets the time at which it must return at the latest (`None`: never) and returns `None` when there is no result
+/// yet; it is called again then, also after `until`, so it decides what the end of the time means.
+pub fn in_slices<T: Send>(
+    py: Python<'_>,
+    until: Option<Instant>,
+    mut step: impl FnMut(Option<Instant>) -> Option<T> + Send,
+) -> Result<T, Error> {
+    loop {
+        let slice = handles_signals().then(|| Instant::now() + SLICE);
+        let limit = [until, slice].into_iter().flatten().min();
+        if let Some(result) = py.detach(|| step(limit)) {
+            return Ok(result);
+        }
+        py.check_signals()?;
+    }
+}
+
+/// A limit in seconds.
+pub fn duration(timeout_s: f64, name: &str) -> Result<Duration, Error> {
+    if timeout_s >= ENDLESS_S {
+        return Ok(Duration::from_secs(1_000_000_000));
+    }
+    Duration::try_from_secs_f64(timeout_s).map_err(|_| {
+        Error::invalid(format!("{name} is {timeout_s}, a number of seconds from 0 on is expected"), name)
+    })
+}
+
+/// A limit in seconds, or none.
+pub fn optional_duration(timeout_s: Option<f64>, name: &str) -> Result<Option<Duration>, Error> {
+    timeout_s.map(|timeout_s| duration(timeout_s, name)).transpose()
+}
+
+/// The process that made a handle.
+#[derive(Debug)]
+pub struct Owner(u32);
+
+impl Owner {
+    /// This process.
+    pub fn this_process() -> Self {
+        Self(std::process::id())
+    }
+
+    /// Fails in a forked process: descriptors are shared with the owner, threads and locks were left behind.
+    pub fn check(&self, what: &str) -> Result<(), Error> {
+        if self.0 == std::process::id() {
+            return Ok(());
+        }
+        Err(Error::internal(format!(
+            "{what} is used in another process than the one that made it (after a fork)"
+        )))
+    }
+}
+
+/// Takes over a descriptor number that the caller gives away, and makes it close-on-exec.
+pub fn take_fd(number: RawFd) -> Result<OwnedFd, Error> {
+    let fd = borrow_fd(number)?;
+    fcntl(fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).map_err(|errno| bad_fd(number, errno as i32))?;
+    // SAFETY: it is open, as `borrow_fd` has checked, and the contract of `take_…` arguments gives it to us alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// Looks at a descriptor number that stays the caller's, for the time of one call.
+pub fn borrow_fd<'a>(number: RawFd) -> Result<BorrowedFd<'a>, Error> {
+    if number < 0 {
+        return Err(bad_fd(number, nix::errno::Errno::EBADF as i32));
+    }
+    // SAFETY: not -1; that it is open is checked by the next statement, and the caller keeps it so during the call.
+    let fd = unsafe { BorrowedFd::borrow_raw(number) };
+    fcntl(fd, FcntlArg::F_GETFD).map_err(|errno| bad_fd(number, errno as i32))?;
+    Ok(fd)
+}
+
+fn bad_fd(number: RawFd, errno: i32) -> Error {
+    Error::host(
+        format!("descriptor {number} can't be used: {}", nix::errno::Errno::from_raw(errno)),
+        errno,
+        format!("descriptor {number}"),
+    )
+}

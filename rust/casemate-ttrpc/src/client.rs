@@ -1,0 +1,429 @@
+//! A client that waits on the caller's own thread.
+//!
+//! There is no reader thread: waking one costs more than the call. Of the threads that wait at once one leads: it polls the
+//! socket, a wake-up event, the watched process and the nearest deadline, reads for all and wakes the others whose answers
+//! came. When its own answer is there, another waiter leads. An event loop leads instead by calling
+//! [`Client::on_readable`] when [`Client::socket`] is readable; the two ways are not mixed on one connection.
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::socket::{MsgFlags, Shutdown, shutdown};
+
+use crate::error::TtrpcError;
+use crate::frame::StreamId;
+use crate::slots::{Answer, Call, ClientState};
+use crate::wire::{poll_timeout, receive, send_now};
+
+/// Most reads in one go, so that a flood from the peer does not keep an event loop from its other work.
+const MAX_READS_IN_ONE_GO: usize = 32;
+
+/// How a wait ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Waited {
+    /// These slots have an answer, or are not open any more.
+    Ready(Vec<StreamId>),
+    /// The given time came.
+    TimedOut,
+    /// A signal interrupted the calling thread.
+    Interrupted,
+}
+
+/// One connection, as client. Usable from several threads.
+#[derive(Debug)]
+pub struct Client {
+    wake: EventFd,
+    watch: Option<OwnedFd>,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    state: ClientState,
+    /// None after close: the descriptor itself goes when the last thread that polls it is done.
+    socket: Option<Arc<OwnedFd>>,
+    /// Whether a thread polls now, and until when it sleeps at most.
+    leader: Option<Lead>,
+    followers: HashMap<StreamId, Vec<Arc<Condvar>>>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Lead {
+    sleeps_until: Option<Instant>,
+    polls_writable: bool,
+}
+
+impl Client {
+    /// Owns the connected stream socket. Waits end when `watch` (a pidfd) becomes readable.
+    ///
+    /// # Errors
+    /// [`TtrpcError::Io`] when no event descriptor can be made.
+    pub fn new(socket: OwnedFd, watch: Option<OwnedFd>) -> Result<Self, TtrpcError> {
+        let wake = EventFd::from_value_and_flags(0, EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
+            .map_err(|errno| TtrpcError::io("eventfd", errno))?;
+        let inner = Inner {
+            state: ClientState::new(),
+            socket: Some(Arc::new(socket)),
+            leader: None,
+            followers: HashMap::new(),
+        };
+        Ok(Self { wake, watch, inner: Mutex::new(inner) })
+    }
+
+    /// The socket, for an event loop; `None` after [`Client::close`].
+    #[must_use]
+    pub fn socket(&self) -> Option<Arc<OwnedFd>> {
+        self.lock().socket.clone()
+    }
+
+    /// Sends a request and returns its slot. Does not block: what the socket does not take is kept.
+    ///
+    /// # Errors
+    /// As [`ClientState::open`]. A broken connection is reported by the slot, not here, when it breaks in this call.
+    pub fn submit(&self, call: &Call<'_>) -> Result<StreamId, TtrpcError> {
+        let now = Instant::now();
+        let mut inner = self.lock();
+        let (slot, prefix) = inner.state.open(call, now)?;
+        let parts: [&[u8]; 2] = [&prefix, call.payload];
+        if inner.state.kept_bytes() == 0 {
+            inner.send(&parts);
+        } else {
+            inner.state.keep(&parts, 0);
+            inner.flush();
+        }
+        if let Some(lead) = inner.leader {
+            let is_due_earlier = call
+                .timeout
+                .and_then(|timeout| now.checked_add(timeout))
+                .is_some_and(|due| lead.sleeps_until.is_none_or(|until| due < until));
+            let must_watch_writable = inner.state.kept_bytes() > 0 && !lead.polls_writable;
+            if is_due_earlier || must_watch_writable || inner.state.broken().is_some() {
+                self.wake_leader();
+            }
+        }
+        inner.notify_finished();
+        Ok(slot)
+    }
+
+    /// The answer of a finished slot, once; `None` while it is open.
+    pub fn take(&self, slot: StreamId) -> Option<Answer> {
+        self.lock().state.take(slot)
+    }
+
+    /// Waits until one of `slots` has an answer or is not open any more, at most until `until`. Blocks.
+    ///
+    /// No slots are ready at once.
+    pub fn wait_ready(&self, slots: &[StreamId], until: Option<Instant>) -> Waited {
+        if slots.is_empty() {
+            return Waited::Ready(Vec::new());
+        }
+        let mut inner = self.lock();
+        let waited = loop {
+            let now = Instant::now();
+            let due = inner.state.expire(now);
+            for slot in inner.state.take_finished() {
+                inner.notify(slot);
+            }
+            let ready: Vec<StreamId> =
+                slots.iter().copied().filter(|slot| inner.state.is_ready(*slot)).collect();
+            if !ready.is_empty() {
+                break Waited::Ready(ready);
+            }
+            if until.is_some_and(|until| until <= now) {
+                break Waited::TimedOut;
+            }
+            if inner.leader.is_some() {
+                inner = Self::follow(inner, slots, until);
+                continue;
+            }
+            let (again, is_interrupted) = self.lead(inner, earlier(due, until));
+            inner = again;
+            if is_interrupted && !slots.iter().any(|slot| inner.state.is_ready(*slot)) {
+                break Waited::Interrupted;
+            }
+        };
+        inner.hand_over();
+        waited
+    }
+
+    /// Waits for one slot and takes its answer. Blocks, and goes on after signals.
+    ///
+    /// # Errors
+    /// What the slot ended with.
+    pub fn wait(&self, slot: StreamId) -> Answer {
+        loop {
+            if let Some(answer) = self.take(slot) {
+                return answer;
+            }
+            self.wait_ready(&[slot], None);
+        }
+    }
+
+    /// Forgets the slot. A thread that waits for it gets [`TtrpcError::UnknownSlot`].
+    pub fn cancel(&self, slot: StreamId) {
+        let mut inner = self.lock();
+        if inner.state.cancel(slot) {
+            inner.notify(slot);
+            self.wake_leader_of(&inner);
+        }
+    }
+
+    /// Reads what is there and returns the slots that finished, also by their deadlines, with their answers. Does not block.
+    pub fn on_readable(&self) -> Vec<(StreamId, Answer)> {
+        let mut inner = self.lock();
+        inner.read_ready();
+        inner.state.expire(Instant::now());
+        let finished = inner.state.take_finished();
+        finished.into_iter().filter_map(|slot| inner.state.take(slot).map(|answer| (slot, answer))).collect()
+    }
+
+    /// Sends what is kept. Does not block.
+    pub fn on_writable(&self) {
+        let mut inner = self.lock();
+        inner.flush();
+        inner.notify_finished();
+    }
+
+    /// Breaks the connection with this error; returns the slots that were open. They keep the error until it is taken.
+    pub fn fail(&self, error: &TtrpcError) -> Vec<StreamId> {
+        let mut inner = self.lock();
+        let open = inner.break_with(error);
+        inner.notify_finished();
+        self.wake_leader_of(&inner);
+        open
+    }
+
+    /// Breaks the connection and gives the socket back. Idempotent.
+    pub fn close(&self) {
+        self.fail(&TtrpcError::Closed { reason: "closed by its owner".into() });
+        self.lock().socket = None;
+    }
+
+    /// Whether bytes are kept that the socket did not take.
+    #[must_use]
+    pub fn wants_write(&self) -> bool {
+        self.lock().state.kept_bytes() > 0
+    }
+
+    /// Why the connection is over, `None` while it is not.
+    #[must_use]
+    pub fn broken(&self) -> Option<TtrpcError> {
+        self.lock().state.broken().cloned()
+    }
+
+    /// Answers that came for slots already forgotten.
+    #[must_use]
+    pub fn dropped_answers_total(&self) -> u64 {
+        self.lock().state.dropped_answers_total()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wake_leader_of(&self, inner: &Inner) {
+        if inner.leader.is_some() {
+            self.wake_leader();
+        }
+    }
+
+    fn wake_leader(&self) {
+        match self.wake.write(1) {
+            // Full means that the leader has been told already.
+            Ok(_) | Err(Errno::EAGAIN) => {}
+            Err(errno) => log::error!("the wake-up event could not be set: {errno}"),
+        }
+    }
+
+    /// Sleeps until another thread has news about one of `slots`, or this one shall lead.
+    fn follow<'a>(
+        mut inner: MutexGuard<'a, Inner>,
+        slots: &[StreamId],
+        until: Option<Instant>,
+    ) -> MutexGuard<'a, Inner> {
+        let news = Arc::new(Condvar::new());
+        for slot in slots {
+            inner.followers.entry(*slot).or_default().push(Arc::clone(&news));
+        }
+        inner = match until {
+            None => news.wait(inner).unwrap_or_else(PoisonError::into_inner),
+            Some(until) => {
+                let left = until.saturating_duration_since(Instant::now());
+                news.wait_timeout(inner, left).unwrap_or_else(PoisonError::into_inner).0
+            }
+        };
+        for slot in slots {
+            if let Some(waiting) = inner.followers.get_mut(slot) {
+                waiting.retain(|other| !Arc::ptr_eq(other, &news));
+                if waiting.is_empty() {
+                    inner.followers.remove(slot);
+                }
+            }
+        }
+        inner
+    }
+
+    /// Polls once for everybody and takes in what came; true when a signal ended the poll.
+    fn lead<'a>(
+        &'a self,
+        mut inner: MutexGuard<'a, Inner>,
+        until: Option<Instant>,
+    ) -> (MutexGuard<'a, Inner>, bool) {
+        let Some(socket) = inner.socket.clone() else {
+            // Closed: every slot has finished, so the caller's loop ends at its next look.
+            return (inner, false);
+        };
+        let polls_writable = inner.state.kept_bytes() > 0;
+        inner.leader = Some(Lead { sleeps_until: until, polls_writable });
+        drop(inner);
+
+        let mut interest = PollFlags::POLLIN;
+        interest.set(PollFlags::POLLOUT, polls_writable);
+        let watch = self.watch.as_ref().map_or(self.wake.as_fd(), AsFd::as_fd);
+        let mut fds = [
+            PollFd::new(socket.as_fd(), interest),
+            PollFd::new(self.wake.as_fd(), PollFlags::POLLIN),
+            PollFd::new(watch, PollFlags::POLLIN),
+        ];
+        let polled = if self.watch.is_some() { 3 } else { 2 };
+        let result = poll(&mut fds[..polled], poll_timeout(until));
+        let [socket_ready, woken, watch_ended] = fds.each_ref().map(|fd| fd.any().unwrap_or(false));
+        let writable = fds[0].revents().is_some_and(|events| events.contains(PollFlags::POLLOUT));
+
+        let mut inner = self.lock();
+        inner.leader = None;
+        match result {
+            Ok(0) => {}
+            Ok(_) => {
+                if woken && let Err(errno) = self.wake.read() {
+                    log::debug!("wake-up event: {errno}");
+                }
+                if writable {
+                    inner.flush();
+                }
+                if socket_ready {
+                    inner.read_ready();
+                }
+                if watch_ended {
+                    // Answers that were sent before the end count.
+                    inner.read_ready();
+                    let reason = "the process that serves it has ended".into();
+                    inner.break_with(&TtrpcError::Closed { reason });
+                }
+            }
+            Err(Errno::EINTR) => return (inner, true),
+            Err(errno) => {
+                inner.break_with(&TtrpcError::io("poll", errno));
+            }
+        }
+        (inner, false)
+    }
+}
+
+fn earlier(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
+    one.into_iter().chain(other).min()
+}
+
+impl Inner {
+    /// Sends these parts now and keeps the rest.
+    fn send(&mut self, parts: &[&[u8]]) {
+        let Some(socket) = self.socket.clone() else { return };
+        match send_now(socket.as_fd(), parts, 0) {
+            Ok(sent) if sent == parts.iter().map(|part| part.len()).sum::<usize>() => {}
+            Ok(sent) => self.state.keep(parts, sent),
+            Err(Errno::EAGAIN) => self.state.keep(parts, 0),
+            Err(errno) => self.send_failed(errno),
+        }
+    }
+
+    fn flush(&mut self) {
+        let Some(socket) = self.socket.clone() else { return };
+        while self.state.kept_bytes() > 0 {
+            match send_now(socket.as_fd(), &[self.state.kept()], 0) {
+                Ok(sent) => self.state.sent(sent),
+                Err(Errno::EAGAIN) => return,
+                Err(errno) => return self.send_failed(errno),
+            }
+        }
+    }
+
+    fn send_failed(&mut self, errno: Errno) {
+        // The peer may have answered before it went.
+        self.read_ready();
+        self.break_with(&TtrpcError::io("send", errno));
+    }
+
+    /// Reads until the socket has nothing more.
+    fn read_ready(&mut self) {
+        let Some(socket) = self.socket.clone() else { return };
+        for _ in 0..MAX_READS_IN_ONE_GO {
+            if self.state.broken().is_some() {
+                return;
+            }
+            let space = self.state.space();
+            let space_bytes = space.len();
+            match receive(socket.as_fd(), space, MsgFlags::MSG_DONTWAIT) {
+                Ok(0) => {
+                    self.break_with(&TtrpcError::Closed { reason: "the peer closed it".into() });
+                    return;
+                }
+                Ok(bytes) => {
+                    self.state.received(bytes, Instant::now());
+                    if bytes < space_bytes {
+                        return;
+                    }
+                }
+                Err(Errno::EAGAIN) => return,
+                Err(errno) => {
+                    self.break_with(&TtrpcError::io("recv", errno));
+                    return;
+                }
+            }
+        }
+    }
+
+    fn break_with(&mut self, error: &TtrpcError) -> Vec<StreamId> {
+        let open = self.state.break_with(error);
+        if let Some(socket) = &self.socket
+            && let Err(errno) = shutdown(socket.as_raw_fd(), Shutdown::Both)
+        {
+            log::debug!("shutdown of the connection: {errno}");
+        }
+        open
+    }
+
+    fn notify(&self, slot: StreamId) {
+        for news in self.followers.get(&slot).into_iter().flatten() {
+            news.notify_one();
+        }
+    }
+
+    /// Wakes the followers of the slots that finished. Without anybody who waits, the list is left for `on_readable`.
+    fn notify_finished(&mut self) {
+        if self.followers.is_empty() && self.leader.is_none() {
+            return;
+        }
+        for slot in self.state.take_finished() {
+            self.notify(slot);
+        }
+    }
+
+    /// Wakes one follower to lead, when nobody does.
+    fn hand_over(&self) {
+        if self.leader.is_none()
+            && let Some(news) = self.followers.values().flatten().next()
+        {
+            news.notify_one();
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "client_tests.rs"]
+mod tests;

@@ -1,0 +1,78 @@
+//! System calls on the connection's socket.
+
+use std::io::IoSlice;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{MsgFlags, recv, sendmsg};
+
+use crate::error::TtrpcError;
+
+/// The time until `deadline` for poll, rounded up so that a wait never ends before it.
+pub(crate) fn poll_timeout(deadline: Option<Instant>) -> PollTimeout {
+    let Some(deadline) = deadline else { return PollTimeout::NONE };
+    let left = deadline.saturating_duration_since(Instant::now());
+    PollTimeout::try_from(left + Duration::from_micros(999)).unwrap_or(PollTimeout::MAX)
+}
+
+/// Receives at most `buffer.len()` bytes; 0 at the end of the stream. Blocks if the socket does.
+pub(crate) fn receive(fd: BorrowedFd<'_>, buffer: &mut [u8], flags: MsgFlags) -> Result<usize, Errno> {
+    loop {
+        match recv(fd.as_raw_fd(), buffer, flags) {
+            Err(Errno::EINTR) => {}
+            // A peer that died with data unread in its socket ends the stream like one that closed it.
+            Err(Errno::ECONNRESET) => return Ok(0),
+            result => return result,
+        }
+    }
+}
+
+/// Sends what the socket takes at once of `parts`, from byte `from` of them on; `EAGAIN` when nothing.
+pub(crate) fn send_now(fd: BorrowedFd<'_>, parts: &[&[u8]], from: usize) -> Result<usize, Errno> {
+    let mut skip = from;
+    let mut slices = Vec::with_capacity(parts.len());
+    for part in parts {
+        let cut = skip.min(part.len());
+        skip -= cut;
+        if cut < part.len() {
+            slices.push(IoSlice::new(&part[cut..]));
+        }
+    }
+    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+    loop {
+        match sendmsg::<()>(fd.as_raw_fd(), &slices, &[], flags, None) {
+            Err(Errno::EINTR) => {}
+            result => return result,
+        }
+    }
+}
+
+/// Sends all of `parts`. Blocks until the peer took them, at most `stall` without any progress.
+pub(crate) fn send_all(fd: BorrowedFd<'_>, parts: &[&[u8]], stall: Duration) -> Result<(), TtrpcError> {
+    let total: usize = parts.iter().map(|part| part.len()).sum();
+    let mut sent = 0;
+    let mut give_up = None;
+    while sent < total {
+        match send_now(fd, parts, sent) {
+            Ok(bytes) => {
+                sent += bytes;
+                give_up = None;
+            }
+            Err(Errno::EAGAIN) => {
+                let until = *give_up.get_or_insert_with(|| Instant::now() + stall);
+                if Instant::now() >= until {
+                    return Err(TtrpcError::Stalled { stalled: stall });
+                }
+                let mut fds = [PollFd::new(fd.as_fd(), PollFlags::POLLOUT)];
+                match poll(&mut fds, poll_timeout(Some(until))) {
+                    Ok(_) | Err(Errno::EINTR) => {}
+                    Err(errno) => return Err(TtrpcError::io("poll", errno)),
+                }
+            }
+            Err(errno) => return Err(TtrpcError::io("send", errno)),
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,37 @@
+//! Commands of the workspace: `cargo run -p xtask -- proto [--check]`, `cargo run -p xtask -- agent --out DIR`.
+
+mod agent;
+mod proto;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+
+const USAGE: &str = "usage: cargo run -p xtask -- proto [--check] | agent --out DIR";
+
+/// Root of the workspace, whatever the current directory is.
+fn workspace_root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+fn run(arguments: &[&str]) -> Result<()> {
+    match arguments {
+        ["proto"] => proto::generate(&workspace_root()),
+        ["proto", "--check"] => proto::check(&workspace_root()),
+        ["agent", "--out", directory] => agent::build(&workspace_root(), Path::new(directory)),
+        _ => bail!("{USAGE}"),
+    }
+}
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match run(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,112 @@
+"""Fixtures and rules for all tests: capabilities, time limits, isolated roots, the leak check."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from casemate.config.settings import Settings
+from tests.support import capabilities, images, leaks
+from tests.support.report import level_of
+
+# Tests with a guest wait for one that is emulated on a busy machine.
+TIME_LIMITS_S = {"integration": 120, "e2e": 300, "perf": 900}
+PURE_LEVELS = ("unit", "contract", "other")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        limit = TIME_LIMITS_S.get(level_of(item.nodeid))
+        if limit is not None and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(limit))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for name in capabilities.MARKERS:
+        if item.get_closest_marker(name) is not None and (lack := capabilities.missing(name)):
+            pytest.skip(f"needs {lack}")
+
+
+@pytest.fixture(scope="session")
+def cache_root() -> Path:
+    """Kernels, initrds and images: kept between runs, outside the tree (``CASEMATE_TEST_CACHE``)."""
+    chosen = os.environ.get("CASEMATE_TEST_CACHE")
+    root = Path(chosen) if chosen else Path.home() / ".cache" / "casemate-tests"
+    root.mkdir(parents=True, exist_ok=True)
+    return root
+
+
+@pytest.fixture(scope="session")
+def _state_base() -> Iterator[Path]:
+    # Short: a socket's path has 108 bytes and a sandbox adds some 40 of its own.
+    base = Path(tempfile.mkdtemp(prefix="cm-", dir="/tmp"))
+    yield base
+    shutil.rmtree(base)
+
+
+@pytest.fixture
+def state_root(_state_base: Path) -> Iterator[Path]:
+    """An empty state root of this test alone."""
+    root = Path(tempfile.mkdtemp(prefix="s", dir=_state_base))
+    yield root
+    shutil.rmtree(root)
+
+
+@pytest.fixture
+def settings(state_root: Path, cache_root: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """Settings with isolated roots, also in the environment, for programs that the test starts."""
+    monkeypatch.setenv("CASEMATE_STATE_ROOT", str(state_root))
+    monkeypatch.setenv("CASEMATE_CACHE", str(cache_root))
+    return Settings.from_environment()
+
+
+@pytest.fixture(autouse=True)
+def _no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Compare what is there after a test with what was there before it; pure tests get the cheap half."""
+    if request.node.get_closest_marker("leaks_by_design") is not None:
+        yield
+        return
+    whole_host = level_of(request.node.nodeid) not in PURE_LEVELS
+    root: Path | None = request.getfixturevalue("state_root") if whole_host else None
+
+    def take() -> leaks.Snapshot:
+        return leaks.take_snapshot(whole_host=whole_host, state_root=root)
+
+    before = take()
+    yield
+    left = leaks.find_leaks(before, take)
+    if left:
+        pytest.fail("the test left behind:\n  " + "\n  ".join(left), pytrace=False)
+
+
+@pytest.fixture(scope="session")
+def busybox_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """OCI layout with a static busybox and its links: small and quick to start."""
+    if lack := capabilities.missing("busybox"):
+        pytest.skip(f"needs {lack}")
+    return images.build_busybox_layout(tmp_path_factory.mktemp("busybox") / "image")
+
+
+@pytest.fixture(scope="session")
+def busybox(busybox_image: Path) -> str:
+    """Reference of :func:`busybox_image`."""
+    return f"oci:{busybox_image}"
+
+
+@pytest.fixture(scope="session")
+def debian_image(cache_root: Path) -> Path:
+    """OCI layout of a Debian userland with Python, built from packages once and kept in the cache."""
+    if lack := capabilities.missing("mmdebstrap"):
+        pytest.skip(f"needs {lack}")
+    return images.build_debian_image(cache_root)
+
+
+@pytest.fixture(scope="session")
+def debian(debian_image: Path) -> str:
+    """Reference of :func:`debian_image`."""
+    return f"oci:{debian_image}"

@@ -1,0 +1,54 @@
+"""Counts are gathered and judged."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from scripts import test_report as report
+
+
+def write(directory: Path, name: str, levels: dict[str, dict[str, int]], skips: dict[str, int]) -> None:
+    (directory / f"{name}.json").write_text(json.dumps({"levels": levels, "skips": skips}), "utf-8")
+
+
+def test_count_cargo_when_line_is_a_result_then_its_numbers_are_taken() -> None:
+    line = "test result: ok. 12 passed; 1 failed; 3 ignored; 0 measured; 0 filtered out; finished in 0.01s\n"
+    assert report.count_cargo(line) == {"passed": 12, "failed": 1, "skipped": 3}
+
+
+def test_count_cargo_when_line_is_something_else_then_nothing_is_counted() -> None:
+    assert report.count_cargo("running 12 tests\n") == {"passed": 0, "failed": 0, "skipped": 0}
+
+
+def test_total_when_all_passed_then_last_line_has_the_sum(tmp_path: Path) -> None:
+    write(tmp_path, "rust", {"rust": {"passed": 2}}, {})
+    write(tmp_path, "unit", {"unit": {"passed": 3, "skipped": 1}}, {"needs /dev/vhost-vsock": 1})
+    lines, good = report.total(tmp_path, 1)
+    assert good
+    assert lines[-1] == "5 passed, 0 failed, 1 skipped"
+    assert "  skipped 1 × needs /dev/vhost-vsock" in lines
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [{"passed": 1, "failed": 1}, {}, {"passed": 1, "skipped": 2}],
+    ids=["failed", "none ran", "skips"],
+)
+def test_total_when_run_is_not_good_then_it_says_so(tmp_path: Path, counts: dict[str, int]) -> None:
+    write(tmp_path, "unit", {"unit": counts}, {})
+    assert not report.total(tmp_path, 1)[1]
+
+
+def test_run_when_command_fails_then_counts_and_status_are_kept(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "deep" / "rust.json"
+    status = report.run(
+        file, ["sh", "-c", "echo 'test result: FAILED. 1 passed; 2 failed; 0 ignored; 0'; exit 101"]
+    )
+    assert status == 101
+    assert json.loads(file.read_text("utf-8"))["levels"] == {"rust": {"passed": 1, "failed": 2, "skipped": 0}}
+    assert "FAILED" in capfd.readouterr().out
