@@ -12,14 +12,23 @@ LINK = re.compile(r"\[[^\]]*\]\(([^)#:]+)(?:#[^)]*)?\)")
 
 def dead_links(document: Path) -> list[str]:
     """Targets of relative links in ``document`` that do not exist."""
-    return [target for target in LINK.findall(document.read_text("utf-8")) if not (document.parent / target).exists()]
+    return [
+        target
+        for target in LINK.findall(document.read_text("utf-8"))
+        if not (document.parent / target).exists()
+    ]
 
 
 def main() -> int:
     """Print dead links; exit status 1 when there is one."""
     documents = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
-    dead = [f"{document.relative_to(ROOT)}: {target}" for document in documents for target in dead_links(document)]
-    print("\n".join(dead) or f"links: {len(documents)} documents, none is dead", file=sys.stderr if dead else sys.stdout)
+    dead = [
+        f"{document.relative_to(ROOT)}: {target}" for document in documents for target in dead_links(document)
+    ]
+    print(
+        "\n".join(dead) or f"links: {len(documents)} documents, none is dead",
+        file=sys.stderr if dead else sys.stdout,
+    )
     return 1 if dead else 0
 
 

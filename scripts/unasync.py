@@ -46,7 +46,12 @@ def name_of(token: str) -> str:
 
 def text_of(token: str) -> str:
     """A string or comment with the names in it replaced."""
-    for source, twin in (("casemate._async", "casemate._sync"), ("await ", ""), ("async with ", "with "), ("async for ", "for ")):
+    for source, twin in (
+        ("casemate._async", "casemate._sync"),
+        ("await ", ""),
+        ("async with ", "with "),
+        ("async for ", "for "),
+    ):
         token = token.replace(source, twin)
     words: list[str] = []
     word = ""
@@ -122,7 +127,10 @@ def main(arguments: list[str]) -> int:
                 continue
             faults += 1
             if check:
-                print(f"{path.relative_to(ROOT)}: differs from its source; run scripts/unasync.py", file=sys.stderr)
+                print(
+                    f"{path.relative_to(ROOT)}: differs from its source; run scripts/unasync.py",
+                    file=sys.stderr,
+                )
             else:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(text, "utf-8")

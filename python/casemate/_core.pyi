@@ -164,7 +164,8 @@ class VsockBackend:
         """Why the backend stopped by itself (also: the VMM closed its end), None while it runs or after :meth:`close`."""
     def stats(self) -> dict[str, int]:
         """Counters, in from the guest and out to it: ``connections_open``, ``connections_total``, ``packets_in_total``,
-        ``packets_out_total``, ``packets_dropped_total``, ``resets_total``, ``bytes_in_total``, ``bytes_out_total``."""
+        ``packets_out_total``, ``packets_dropped_total``, ``resets_total``, ``bytes_in_total``, ``bytes_out_total``.
+        """
     def close(self) -> None:
         """Stop the thread, close every connection, remove ``uds_path``. Idempotent.
 
@@ -198,6 +199,24 @@ def unpack_layer(
 
     Returns: uncompressed bytes. Raises: ImageError (``digest``), HostError, ResourceExhaustedError (no space left).
     Needs: root for owners and device nodes. Blocks: for the unpacking, woken by signals.
+    """
+
+def read_tree_file(directory: str | PathLike[str], path: str, *, max_bytes: int) -> bytes | None:
+    """Content of the regular file ``path`` below ``directory``, links resolved as inside a chroot; None when there is none.
+
+    Raises: ImageError (larger than ``max_bytes``, a loop of links), HostError. Blocks: for the read.
+    """
+
+def remove_tree(path: str | PathLike[str]) -> None:
+    """Remove ``path`` with all below it, however deep, following no link; not there is fine.
+
+    Raises: HostError. Blocks: for the removal.
+    """
+
+def tsc_khz() -> int | None:
+    """Kilohertz of the host's time stamp counter, exact to some 30 millionths; None on machines without one.
+
+    Blocks: about 2 ms, busy.
     """
 
 def decompress(data: bytes, *, format: str, max_bytes: int) -> bytes:

@@ -227,7 +227,9 @@ class CommandError(AgentError):
     ``exit_code`` is what a shell would report: 127 when there is no such command, 126 when it can't be executed.
     """
 
-    def __init__(self, text: str = "", *, command: str = "", exit_code: int = 127, **context: str | None) -> None:
+    def __init__(
+        self, text: str = "", *, command: str = "", exit_code: int = 127, **context: str | None
+    ) -> None:
         super().__init__(text, **context)
         self.command = command
         self.exit_code = exit_code

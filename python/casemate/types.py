@@ -15,6 +15,7 @@ __all__ = [
     "ExecId",
     "ExecResult",
     "Phase",
+    "Progress",
     "RunResult",
     "SandboxId",
     "State",
@@ -83,18 +84,36 @@ class Phase(msgspec.Struct, frozen=True):
     duration_ms: float
 
 
+class Progress(msgspec.Struct, frozen=True, kw_only=True):
+    """How far a phase of a preparation has come, in bytes; ``total_bytes`` is 0 while unknown."""
+
+    phase: str
+    done_bytes: int
+    total_bytes: int
+
+
 class ExecResult(msgspec.Struct, frozen=True, kw_only=True):
     """How a captured process ended.
 
     Args:
         exit_code: Its exit status; 128 + n when signal n ended it.
-        stdout: What it wrote, as text (``bytes`` when ``text=False`` was asked for).
-        stderr: The same of its standard error.
+        stdout_bytes: What it wrote.
+        stderr_bytes: The same of its standard error; empty with a terminal.
     """
 
     exit_code: int
-    stdout: str | bytes
-    stderr: str | bytes
+    stdout_bytes: bytes
+    stderr_bytes: bytes
+
+    @property
+    def stdout(self) -> str:
+        """What it wrote, as text; bytes that are not UTF-8 are replaced."""
+        return self.stdout_bytes.decode("utf-8", "replace")
+
+    @property
+    def stderr(self) -> str:
+        """The same of its standard error."""
+        return self.stderr_bytes.decode("utf-8", "replace")
 
 
 class RunResult(ExecResult, frozen=True, kw_only=True):

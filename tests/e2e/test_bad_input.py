@@ -24,15 +24,21 @@ from casemate import (
     TimeoutConfig,
     UnsupportedError,
     VmmExitedError,
+    guest,
 )
-from casemate import guest
 from casemate.bench.floor import byte_program
-from casemate.guest.initrd import build_archive
+from casemate.guest import cpio
 
 pytestmark = [pytest.mark.root, pytest.mark.qemu]
 
 LOOPS_FOR_EVER = byte_program(bytes.fromhex("ebfe"))
-ENDS_AT_ONCE = byte_program(bytes.fromhex("b83c000000" "bf07000000" "0f05"))
+ENDS_AT_ONCE = byte_program(bytes.fromhex("b83c000000bf070000000f05"))
+
+
+def archive(init: bytes) -> bytes:
+    return cpio.write(
+        [cpio.directory("dev"), cpio.node("dev/console", 0o600, 5, 1), cpio.file("init", init, 0o755)]
+    )
 
 
 def made_nothing(settings: Settings) -> bool:
@@ -51,7 +57,9 @@ def refused(
     return caught.value
 
 
-@pytest.mark.parametrize("reference", ["oci:/nonexistent", "docker-archive:/nonexistent.tar", "no-such-image"])
+@pytest.mark.parametrize(
+    "reference", ["oci:/nonexistent", "docker-archive:/nonexistent.tar", "no-such-image"]
+)
 def test_run_when_image_is_unknown_then_not_found(settings: Settings, reference: str) -> None:
     error = refused(settings, NotFoundError, reference)
     assert reference.partition(":")[2] in str(error) or reference in str(error)
@@ -108,7 +116,9 @@ def test_run_when_qemu_is_missing_then_the_cure_is_told(busybox: str, settings: 
     assert "/nonexistent/qemu" in str(error)
 
 
-def test_run_when_qemu_is_too_old_then_versions_are_told(busybox: str, settings: Settings, tmp_path: Path) -> None:
+def test_run_when_qemu_is_too_old_then_versions_are_told(
+    busybox: str, settings: Settings, tmp_path: Path
+) -> None:
     old = tmp_path / "qemu-system-x86_64"
     old.write_text("#!/bin/sh\necho 'QEMU emulator version 4.2.1'\n")
     old.chmod(0o755)
@@ -122,7 +132,9 @@ def test_run_when_qemu_rejects_an_option_then_its_words_come_within_a_second(
     casemate.run(busybox, ["true"], settings=settings)
     started = time.monotonic()
     with pytest.raises(VmmExitedError) as caught:
-        casemate.run(busybox, ["true"], config=SandboxConfig(qemu_arguments=("-no-such-option",)), settings=settings)
+        casemate.run(
+            busybox, ["true"], config=SandboxConfig(qemu_arguments=("-no-such-option",)), settings=settings
+        )
     assert time.monotonic() - started < 1.0 * settings.timeout_factor + 0.5
     assert "no-such-option" in str(caught.value)
     assert "no-such-option" in caught.value.log_tail
@@ -166,7 +178,7 @@ def test_create_when_the_agent_never_answers_then_deadline_and_console_are_told(
     settings: Settings, tmp_path: Path
 ) -> None:
     initrd = tmp_path / "loops.img"
-    initrd.write_bytes(build_archive({"init": LOOPS_FOR_EVER}))
+    initrd.write_bytes(archive(LOOPS_FOR_EVER))
     config = SandboxConfig(initrd=str(initrd), timeouts=TimeoutConfig(boot_s=4.0))
     with pytest.raises(DeadlineExceededError, match="agent did not answer") as caught:
         Sandbox.create(config, settings=settings)
@@ -174,9 +186,11 @@ def test_create_when_the_agent_never_answers_then_deadline_and_console_are_told(
     assert made_nothing(settings)
 
 
-def test_create_when_the_guest_panics_then_the_panic_is_in_the_error(settings: Settings, tmp_path: Path) -> None:
+def test_create_when_the_guest_panics_then_the_panic_is_in_the_error(
+    settings: Settings, tmp_path: Path
+) -> None:
     initrd = tmp_path / "panics.img"
-    initrd.write_bytes(build_archive({"init": ENDS_AT_ONCE}))
+    initrd.write_bytes(archive(ENDS_AT_ONCE))
     with pytest.raises(VmmExitedError, match="Attempted to kill init") as caught:
         Sandbox.create(SandboxConfig(initrd=str(initrd)), settings=settings)
     assert "Kernel panic" in caught.value.console_tail

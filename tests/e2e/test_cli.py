@@ -51,7 +51,9 @@ def test_run_when_interactive_then_input_is_passed_on(busybox: str, settings: Se
     assert (done.returncode, done.stdout) == (0, b"hi\n"), done.stderr
 
 
-def test_run_when_a_hundred_megabytes_are_written_then_they_arrive_whole(busybox: str, settings: Settings) -> None:
+def test_run_when_a_hundred_megabytes_are_written_then_they_arrive_whole(
+    busybox: str, settings: Settings
+) -> None:
     done = casemate("run", busybox, "head", "-c", "100000000", "/dev/zero")
     assert (done.returncode, len(done.stdout)) == (0, 100_000_000), done.stderr
     assert not any(done.stdout)
@@ -59,8 +61,25 @@ def test_run_when_a_hundred_megabytes_are_written_then_they_arrive_whole(busybox
 
 def test_run_when_options_are_given_then_they_hold_in_the_guest(busybox: str, settings: Settings) -> None:
     done = casemate(
-        "run", "-e", "A=1", "-w", "/tmp", "-u", "7:8", "--vcpus", "2", "--memory", "300M", "--machine", "microvm",
-        "--accel", "tcg", busybox, "sh", "-c", "echo $A $(pwd) $(id -u) $(id -g) $(nproc)",
+        "run",
+        "-e",
+        "A=1",
+        "-w",
+        "/tmp",
+        "-u",
+        "7:8",
+        "--vcpus",
+        "2",
+        "--memory",
+        "300M",
+        "--machine",
+        "microvm",
+        "--accel",
+        "tcg",
+        busybox,
+        "sh",
+        "-c",
+        "echo $A $(pwd) $(id -u) $(id -g) $(nproc)",
     )
     assert (done.returncode, done.stdout) == (0, b"1 /tmp 7 8 2\n"), done.stderr
 
@@ -74,7 +93,9 @@ def test_run_when_command_cannot_be_executed_then_status_is_that_of_a_shell(
     assert command.encode() in done.stderr
 
 
-def test_run_when_json_is_asked_for_then_result_and_phases_are_printed(busybox: str, settings: Settings) -> None:
+def test_run_when_json_is_asked_for_then_result_and_phases_are_printed(
+    busybox: str, settings: Settings
+) -> None:
     done = casemate("run", "--json", busybox, "sh", "-c", "echo out; echo err >&2; exit 3")
     document = json.loads(done.stdout)
     assert done.returncode == 3
@@ -86,7 +107,10 @@ def test_run_when_it_gets_a_terminal_then_the_guest_sees_one(busybox: str, setti
     master, slave = pty.openpty()
     process = subprocess.Popen(
         [*CASEMATE, "run", "-it", busybox, "sh", "-c", "tty; read x; echo got $x"],
-        stdin=slave, stdout=slave, stderr=subprocess.PIPE, start_new_session=True,
+        stdin=slave,
+        stdout=slave,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
     )
     os.close(slave)
     output = b""
@@ -104,7 +128,9 @@ def test_run_when_it_gets_a_terminal_then_the_guest_sees_one(busybox: str, setti
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_run_when_signalled_then_the_command_gets_it(busybox: str, settings: Settings, number: signal.Signals) -> None:
+def test_run_when_signalled_then_the_command_gets_it(
+    busybox: str, settings: Settings, number: signal.Signals
+) -> None:
     script = "trap 'echo caught; exit 9' TERM INT; echo up; while :; do sleep 0.1; done"
     process = subprocess.Popen(
         [*CASEMATE, "run", busybox, "sh", "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -120,7 +146,9 @@ def test_run_when_signalled_then_the_command_gets_it(busybox: str, settings: Set
         process.wait()
 
 
-def test_commands_when_another_process_owns_the_sandbox_then_they_reach_it(living: str, settings: Settings) -> None:
+def test_commands_when_another_process_owns_the_sandbox_then_they_reach_it(
+    living: str, settings: Settings
+) -> None:
     assert casemate("exec", living, "echo", "there").stdout == b"there\n"
     assert casemate("exec", "-i", living, "cat", input=b"in").stdout == b"in"
     assert casemate("exec", living, "sh", "-c", "exit 4").returncode == 4
@@ -149,12 +177,18 @@ def test_images_when_one_was_used_then_name_and_digest_are_listed(busybox: str, 
     assert casemate("run", busybox, "true").returncode == 0
     listed = json.loads(casemate("images", "--json").stdout)
     assert all(one["digest"].startswith("sha256:") and one["name"] for one in listed)
-    chosen = next(one for one in listed if one["name"] in (busybox, busybox.removeprefix("oci:")) or busybox in one["name"])
+    chosen = next(
+        one
+        for one in listed
+        if one["name"] in (busybox, busybox.removeprefix("oci:")) or busybox in one["name"]
+    )
     assert Path(chosen["rootfs"]).is_file()
     assert json.loads(casemate("inspect", chosen["name"]).stdout)["digest"] == chosen["digest"]
 
 
-def test_bench_startup_when_json_is_asked_for_then_the_figures_are_there(settings: Settings, tmp_path: Path) -> None:
+def test_bench_startup_when_json_is_asked_for_then_the_figures_are_there(
+    settings: Settings, tmp_path: Path
+) -> None:
     picture = tmp_path / "startup.svg"
     done = casemate("bench", "startup", "--json", "-n", "1", "--plot", str(picture))
     assert done.returncode == 0, done.stderr
@@ -162,11 +196,25 @@ def test_bench_startup_when_json_is_asked_for_then_the_figures_are_there(setting
     figures = {figure["name"]: figure for figure in document["figures"]}
     first = figures["first_byte"]
     assert (document["bench"], first["unit"], first["better"], first["n"], first["failures"]) == (
-        "startup", "ms", "lower", 1, 0,
+        "startup",
+        "ms",
+        "lower",
+        1,
+        0,
     )
     assert set(first["ours"]) == {"p50", "p90", "p99", "cpu"}
     assert first["ratio"]["floor"] == pytest.approx(first["ours"]["p50"] / first["peers"]["floor"]["p50"])
-    phases = {"plan", "vmm_spawn", "firmware", "kernel", "agent", "sandbox", "container", "first_byte", "teardown"}
+    phases = {
+        "plan",
+        "vmm_spawn",
+        "firmware",
+        "kernel",
+        "agent",
+        "sandbox",
+        "container",
+        "first_byte",
+        "teardown",
+    }
     assert phases <= {name.removeprefix("phase_") for name in figures if name.startswith("phase_")}
     assert figures["own_cpu"]["ours"]["p50"] > 0
     assert picture.read_text().startswith("<svg")

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
 
@@ -44,7 +43,10 @@ def await_end(pid_fd: int, timeout_s: float) -> bool:
 @pytest.mark.parametrize("where", ["main", "pool"])
 def test_owner_when_killed_then_no_vm_stays_behind(busybox: str, settings: Settings, where: str) -> None:
     owner = subprocess.Popen(
-        [sys.executable, "-c", OWNER, busybox, where], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", OWNER, busybox, where],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert owner.stdout is not None
     try:
@@ -85,12 +87,11 @@ def test_create_when_vmm_is_killed_then_it_fails_at_once_with_the_cause(
     killer.start()
     container = ContainerConfig(image=busybox, command=("cat",))
     raised_at = 0.0
-    with pytest.raises(VmmExitedError) as caught:
-        with Sandbox.create(containers=(container,), start=True, settings=settings) as sandbox:
-            try:
-                sandbox.container().wait(60)
-            finally:
-                raised_at = time.monotonic()
+    with pytest.raises(VmmExitedError) as caught, Sandbox.create(containers=(container,), start=True, settings=settings) as sandbox:
+        try:
+            sandbox.container().wait(60)
+        finally:
+            raised_at = time.monotonic()
     raised_at = raised_at or time.monotonic()
     killer.join()
     assert caught.value.status == -signal.SIGKILL
@@ -100,7 +101,9 @@ def test_create_when_vmm_is_killed_then_it_fails_at_once_with_the_cause(
     assert not list((settings.state_root / "sandboxes").iterdir())
 
 
-def test_wait_when_vmm_is_killed_then_every_waiter_is_told_within_100_ms(busybox: str, settings: Settings) -> None:
+def test_wait_when_vmm_is_killed_then_every_waiter_is_told_within_100_ms(
+    busybox: str, settings: Settings
+) -> None:
     container = ContainerConfig(image=busybox, command=("cat",))
     with Sandbox.create(containers=(container,), start=True, settings=settings) as sandbox:
         only = sandbox.container()
@@ -115,7 +118,10 @@ def test_wait_when_vmm_is_killed_then_every_waiter_is_told_within_100_ms(busybox
             return AssertionError
 
         with concurrent.futures.ThreadPoolExecutor(3) as pool:
-            waits = [pool.submit(wait, call) for call in (only.wait, only.process.stdout.read, only.process.stderr.read)]
+            waits = [
+                pool.submit(wait, call)
+                for call in (only.wait, only.process.stdout.read, only.process.stderr.read)
+            ]
             assert only.exec(["true"], capture=True).exit_code == 0
             killed_at = time.monotonic()
             os.kill(sandbox.vmm_pid, signal.SIGKILL)
@@ -131,7 +137,10 @@ async def test_wait_when_vmm_is_killed_under_a_loop_then_every_task_is_told_with
     container = ContainerConfig(image=busybox, command=("cat",))
     async with await AsyncSandbox.create(containers=(container,), start=True, settings=settings) as sandbox:
         process = sandbox.container().process
-        tasks = [asyncio.create_task(work) for work in (process.wait(), process.stdout.read(), process.stderr.read())]
+        tasks = [
+            asyncio.create_task(work)
+            for work in (process.wait(), process.stdout.read(), process.stderr.read())
+        ]
         assert (await sandbox.container().exec(["true"], capture=True)).exit_code == 0
         killed_at = time.monotonic()
         os.kill(sandbox.vmm_pid, signal.SIGKILL)
@@ -152,5 +161,3 @@ async def test_create_when_cancelled_then_nothing_stays(busybox: str, settings: 
             await task
         sandboxes = settings.state_root / "sandboxes"
         assert not sandboxes.exists() or not list(sandboxes.iterdir())
-
-

@@ -17,7 +17,6 @@ def test_run_when_machine_and_kernel_are_chosen_then_the_guest_is_that_one(
 ) -> None:
     config = SandboxConfig(machine=machine, kernel=kernel)
     result = casemate.run(busybox, ["uname", "-r"], config=config, settings=settings)
-    assert isinstance(result.stdout, str)
     assert result.stdout.startswith(f"{kernel}.")
     assert result.guest_kernel == result.stdout.strip()
 
@@ -27,15 +26,18 @@ def test_run_when_a_hundred_megabytes_are_written_then_they_arrive_whole(
     busybox: str, settings: Settings, machine: str
 ) -> None:
     command = ["sh", "-c", "head -c 104857600 /dev/zero | tr '\\0' x"]
-    result = casemate.run(busybox, command, config=SandboxConfig(machine=machine), text=False, settings=settings)
-    assert len(result.stdout) == 104857600
-    assert set(result.stdout) == {ord("x")}
+    result = casemate.run(
+        busybox, command, config=SandboxConfig(machine=machine), settings=settings
+    )
+    assert len(result.stdout_bytes) == 104857600
+    assert set(result.stdout_bytes) == {ord("x")}
 
 
 def test_run_when_two_vcpus_are_asked_for_then_the_guest_has_two(busybox: str, settings: Settings) -> None:
     config = SandboxConfig(vcpus=2, memory_mib=384)
-    result = casemate.run(busybox, ["sh", "-c", "nproc; grep MemTotal /proc/meminfo"], config=config, settings=settings)
-    assert isinstance(result.stdout, str)
+    result = casemate.run(
+        busybox, ["sh", "-c", "nproc; grep MemTotal /proc/meminfo"], config=config, settings=settings
+    )
     count, memory = result.stdout.splitlines()
     assert count == "2"
     assert 300_000 < int(memory.split()[1]) < 384 * 1024

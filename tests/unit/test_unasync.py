@@ -21,7 +21,10 @@ _spec.loader.exec_module(unasync)
         ("x = [await y for y in z]\n", "x = [y for y in z]\n"),
         ("async with a as b:\n    pass\n", "with a as b:\n    pass\n"),
         ("async for x in y:\n    pass\n", "for x in y:\n    pass\n"),
-        ("class AsyncSandbox:\n    async def aclose(self): ...\n", "class Sandbox:\n    def close(self): ...\n"),
+        (
+            "class AsyncSandbox:\n    async def aclose(self): ...\n",
+            "class Sandbox:\n    def close(self): ...\n",
+        ),
         ("from casemate._compat import aio as compat\n", "from casemate._compat import blocking as compat\n"),
         ("from casemate._async.run import async_run\n", "from casemate._sync.run import run\n"),
         ('"""See :meth:`AsyncSandbox.aclose`."""\n', '"""See :meth:`Sandbox.close`."""\n'),

@@ -9,7 +9,7 @@ from casemate._compat import aio as compat
 from casemate.agent import messages
 from casemate.errors import AgentConnectionError, AgentRpcError, CasemateError
 
-__all__ = ["AsyncAgentClient", "AsyncPending", "AsyncPipeline"]
+__all__ = ["AsyncAgentClient", "AsyncAnswered", "AsyncPending", "AsyncPipeline"]
 
 T = TypeVar("T")
 
@@ -72,7 +72,12 @@ class AsyncAgentClient:
         self._explain = explain
 
     def submit(
-        self, method: str, message: messages.Message, *, timeout_s: float | None = None, service: str = SERVICE
+        self,
+        method: str,
+        message: messages.Message,
+        *,
+        timeout_s: float | None = None,
+        service: str = SERVICE,
     ) -> AsyncPending:
         """Send a request with the usual deadline or ``timeout_s``. Does not block."""
         limit = self.request_timeout_s if timeout_s is None else timeout_s
@@ -100,7 +105,9 @@ class AsyncAgentClient:
         """As :meth:`call`, with the answer decoded."""
         return messages.decode(await self.call(method, message, timeout_s=timeout_s), kind)
 
-    async def wait_any(self, pending: list[AsyncPending], timeout_s: float | None = None) -> list[AsyncPending]:
+    async def wait_any(
+        self, pending: list[AsyncPending], timeout_s: float | None = None
+    ) -> list[AsyncPending]:
         """Those whose result is there, at least one; empty at ``timeout_s``."""
         done = await self.connection.wait_any([one.reply for one in pending], timeout_s)
         return [one for one in pending if one.reply in done]
@@ -113,7 +120,7 @@ class AsyncAgentClient:
         return AsyncPending(reply, self._explain)
 
 
-class _AsyncAnswered:
+class AsyncAnswered:
     """A request whose outcome is known."""
 
     __slots__ = ("_answer", "_error")
@@ -137,12 +144,12 @@ class AsyncPipeline:
     def __init__(self, agent: AsyncAgentClient) -> None:
         self.agent = agent
 
-    async def send(self, method: str, message: messages.Message) -> AsyncPending | _AsyncAnswered:
+    async def send(self, method: str, message: messages.Message) -> AsyncPending | AsyncAnswered:
         """Send a request; its outcome, also a refusal, is in the result. Blocks: only where the agent keeps no order."""
         pending = self.agent.submit(method, message)
         if self.agent.ordered:
             return pending
         try:
-            return _AsyncAnswered(await pending.result(), None)
+            return AsyncAnswered(await pending.result(), None)
         except AgentRpcError as error:
-            return _AsyncAnswered(b"", error)
+            return AsyncAnswered(b"", error)

@@ -7,7 +7,7 @@ import signal
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, overload
 
-from casemate._async.agent import AsyncAgentClient, AsyncPending, AsyncPipeline
+from casemate._async.agent import AsyncAgentClient, AsyncAnswered, AsyncPending, AsyncPipeline
 from casemate._async.process import CAPTURE_LIMIT_BYTES, AsyncProcess
 from casemate._compat import aio as compat
 from casemate.agent import messages
@@ -63,10 +63,10 @@ class AsyncContainer:
         self._agent = agent
         self._changed = changed
         self._created_unix_ns = record.created_unix_ns
-        self._creating: AsyncPending | None = None
+        self._creating: AsyncPending | AsyncAnswered | None = None
         self._detach: Callable[[], compat.Later[None]] | None = None
         self._image = image
-        self._starting: AsyncPending | None = None
+        self._starting: AsyncPending | AsyncAnswered | None = None
         self._state = record.state
         self.id = ContainerId(record.id)
         self.image_name = record.image
@@ -115,7 +115,9 @@ class AsyncContainer:
     async def begin_start(self, pipeline: AsyncPipeline) -> None:
         """Send the request that starts it."""
         check_transition(self._state, State.RUNNING, op="container.start")
-        self._starting = await pipeline.send("StartContainer", messages.ContainerRequest(container_id=self.id))
+        self._starting = await pipeline.send(
+            "StartContainer", messages.ContainerRequest(container_id=self.id)
+        )
 
     async def settle(self) -> None:
         """Wait for what was begun. Raises as :meth:`start`."""
@@ -167,7 +169,6 @@ class AsyncContainer:
         user: str | None = None,
         terminal: bool = False,
         input: bytes | str | None = None,
-        text: bool = True,
         timeout_s: float | None = None,
         limit_bytes: int = CAPTURE_LIMIT_BYTES,
     ) -> ExecResult: ...
@@ -182,7 +183,6 @@ class AsyncContainer:
         user: str | None = None,
         terminal: bool = False,
         input: bytes | str | None = None,
-        text: bool = True,
         timeout_s: float | None = None,
         limit_bytes: int = CAPTURE_LIMIT_BYTES,
     ) -> AsyncProcess | ExecResult:
@@ -196,7 +196,6 @@ class AsyncContainer:
             user: As in the container's configuration; None: the container's.
             terminal: Give it a terminal.
             input: With ``capture``: its standard input.
-            text: With ``capture``: return text (UTF-8, damaged bytes replaced) instead of bytes.
             timeout_s: With ``capture``: seconds until it is killed and DeadlineExceededError raised.
             limit_bytes: With ``capture``: most bytes of output.
 
@@ -233,7 +232,7 @@ class AsyncContainer:
         except CasemateError:
             await self._kill_abandoned(process)
             raise
-        return captured(process, stdout, stderr, text=text)
+        return captured(process, stdout, stderr)
 
     async def _kill_abandoned(self, process: AsyncProcess) -> None:
         if not self._agent.connection.closed:
@@ -301,14 +300,10 @@ class AsyncContainer:
         self._changed()
 
 
-def captured(process: AsyncProcess, stdout: bytes, stderr: bytes, *, text: bool) -> ExecResult:
+def captured(process: AsyncProcess, stdout: bytes, stderr: bytes) -> ExecResult:
     """The result of a process that ended."""
     assert process.exit_code is not None
-    return ExecResult(
-        exit_code=process.exit_code,
-        stdout=stdout.decode("utf-8", "replace") if text else stdout,
-        stderr=stderr.decode("utf-8", "replace") if text else stderr,
-    )
+    return ExecResult(exit_code=process.exit_code, stdout_bytes=stdout, stderr_bytes=stderr)
 
 
 def new_container_id(name: str | None) -> ContainerId:

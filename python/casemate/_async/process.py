@@ -121,7 +121,9 @@ class AsyncWriter:
     def submit(self, piece: bytes) -> AsyncPending:
         """Send one piece of at most 64 KiB. Does not block."""
         if self._closed:
-            raise InvalidStateError("the standard input was closed", state="closed", wanted="open", op="stdin.write")
+            raise InvalidStateError(
+                "the standard input was closed", state="closed", wanted="open", op="stdin.write"
+            )
         return self._agent.submit_write_stdin(self._container_id, self._exec_id, piece)
 
     async def aclose(self) -> None:
@@ -147,7 +149,19 @@ class AsyncProcess:
         stdin: Its input. stdout, stderr: Its output.
     """
 
-    __slots__ = ("_agent", "_exit_code", "_lock", "_settling", "_wait", "container_id", "exec_id", "stderr", "stdin", "stdout", "terminal")
+    __slots__ = (
+        "_agent",
+        "_exit_code",
+        "_lock",
+        "_settling",
+        "_wait",
+        "container_id",
+        "exec_id",
+        "stderr",
+        "stdin",
+        "stdout",
+        "terminal",
+    )
 
     def __init__(
         self, agent: AsyncAgentClient, container_id: ContainerId, exec_id: ExecId, *, terminal: bool
@@ -238,7 +252,11 @@ class AsyncProcess:
         return [pending[id(one)] for one in done]
 
     async def communicate(
-        self, data: bytes | None = None, *, timeout_s: float | None = None, limit_bytes: int = CAPTURE_LIMIT_BYTES
+        self,
+        data: bytes | None = None,
+        *,
+        timeout_s: float | None = None,
+        limit_bytes: int = CAPTURE_LIMIT_BYTES,
     ) -> tuple[bytes, bytes]:
         """Write ``data`` to its input and close it, read both outputs to their end, wait for its end.
 
@@ -255,7 +273,9 @@ class AsyncProcess:
         readers = {"stdout": self.stdout} | ({"stderr": self.stderr} if self.stderr is not None else {})
         pending: dict[str, AsyncPending] = {name: reader.prefetch() for name, reader in readers.items()}
         unsent = memoryview(data or b"")
-        pending["stdin"] = self.stdin.submit(bytes(unsent[:WRITE_BYTES])) if unsent else self.stdin.submit_close()
+        pending["stdin"] = (
+            self.stdin.submit(bytes(unsent[:WRITE_BYTES])) if unsent else self.stdin.submit_close()
+        )
         held_bytes = 0
         while pending:
             left_s = None if timeout_s is None else max(started + timeout_s - time.monotonic(), 0.0)
@@ -274,7 +294,9 @@ class AsyncProcess:
                     unsent = await self._sent(one, unsent)
                     if unsent is not None:
                         pending[name] = (
-                            self.stdin.submit(bytes(unsent[:WRITE_BYTES])) if unsent else self.stdin.submit_close()
+                            self.stdin.submit(bytes(unsent[:WRITE_BYTES]))
+                            if unsent
+                            else self.stdin.submit_close()
                         )
                     continue
                 piece = await readers[name].take()
@@ -306,5 +328,3 @@ def _check_limit(held_bytes: int, limit_bytes: int) -> None:
         raise ResourceExhaustedError(
             f"the process wrote more than {limit_bytes} bytes; read its streams piece by piece, or raise limit_bytes"
         )
-
-

@@ -68,7 +68,16 @@ class AsyncQmpClient:
         explain: Finds the cause of a broken connection; called by each wait that the break ends.
     """
 
-    __slots__ = ("_channel", "_ended", "_events", "_explain", "_greeting", "_late_total", "_protocol", "_replies")
+    __slots__ = (
+        "_channel",
+        "_ended",
+        "_events",
+        "_explain",
+        "_greeting",
+        "_late_total",
+        "_protocol",
+        "_replies",
+    )
 
     def __init__(self, take_socket: socket.socket, *, explain: Explain) -> None:
         self._explain = explain
@@ -148,7 +157,9 @@ class AsyncQmpClient:
             slot.fail(self._ended)
         return event
 
-    async def wait_event(self, name: str, match: Mapping[str, Any] | None = None, *, timeout_s: float) -> qmp.Event:
+    async def wait_event(
+        self, name: str, match: Mapping[str, Any] | None = None, *, timeout_s: float
+    ) -> qmp.Event:
         """Await an event that is yet to come. Raises and blocks as :meth:`AsyncQmpEvent.wait`."""
         return await self.expect(name, match=match).wait(timeout_s)
 
@@ -157,7 +168,10 @@ class AsyncQmpClient:
         self._channel.close()
 
     async def _run_commands(
-        self, commands: Sequence[tuple[str, Mapping[str, Any] | None]], timeout_s: float, borrow_fds: Sequence[int]
+        self,
+        commands: Sequence[tuple[str, Mapping[str, Any] | None]],
+        timeout_s: float,
+        borrow_fds: Sequence[int],
     ) -> list[Any]:
         makers = [_maker(self._protocol, command, arguments) for command, arguments in commands]
         names = [command for command, _ in commands]

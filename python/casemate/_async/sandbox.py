@@ -29,7 +29,7 @@ from casemate.hypervisor.boot import boot_assets
 from casemate.observe.timings import PhaseClock
 from casemate.persist.record import ContainerRecord, ProcessRecord, SandboxRecord
 from casemate.persist.store import SandboxDirectory, is_owned, load_record, process_record, sandboxes_root
-from casemate.types import ContainerId, Phase, SandboxId, State, check_transition
+from casemate.types import ContainerId, Phase, Progress, SandboxId, State, check_transition
 
 if TYPE_CHECKING:
     from casemate.guest import GuestAssets
@@ -103,7 +103,7 @@ class AsyncSandbox:
         containers: Sequence[ContainerConfig] = (),
         start: bool = False,
         settings: Settings | None = None,
-        progress: Callable[[Any], None] | None = None,
+        progress: Callable[[Progress], None] | None = None,
     ) -> AsyncSandbox:
         """Boot a virtual machine and wait until its agent is ready.
 
@@ -179,7 +179,7 @@ class AsyncSandbox:
         self,
         containers: tuple[ContainerConfig, ...],
         start: bool,
-        progress: Callable[[Any], None] | None,
+        progress: Callable[[Progress], None] | None,
     ) -> None:
         named = [(new_container_id(one.name), one) for one in containers]
         if len({container_id for container_id, _ in named}) != len(named):
@@ -191,7 +191,7 @@ class AsyncSandbox:
         await self._prepare_guest(list(zip(named, images, addresses, strict=True)), start)
 
     async def _plan(
-        self, images: Sequence[Image], progress: Callable[[Any], None] | None
+        self, images: Sequence[Image], progress: Callable[[Progress], None] | None
     ) -> tuple[AsyncQemu, tuple[BlockAddress, ...]]:
         """Decide on everything; nothing is made."""
         from casemate import guest
@@ -204,10 +204,12 @@ class AsyncSandbox:
             image=self.config.image,
             machine=self.config.machine,
             settings=self._settings,
-            progress=progress,
+            progress=_steps(progress),
         )
-        boot = boot_assets(self.config, self._assets, driver.accel_name, host_port=HOST_PORT)
-        return driver, driver.plan(boot, [_disk(f"rootfs{index}", image) for index, image in enumerate(images)])
+        boot = boot_assets(self.config, self._guest_assets(), driver.accel_name, host_port=HOST_PORT)
+        return driver, driver.plan(
+            boot, [_disk(f"rootfs{index}", image) for index, image in enumerate(images)]
+        )
 
     async def _boot(self, driver: AsyncQemu) -> None:
         self._directory = SandboxDirectory.take(self._settings, self.id)
@@ -297,13 +299,15 @@ class AsyncSandbox:
             readonly_rootfs=config.readonly_rootfs,
             annotations=config.annotations,
         )
-        driver, source = ("blk", address.pci_path) if address.pci_path else ("mmioblk", f"serial={address.serial}")
+        driver, source = (
+            ("blk", address.pci_path) if address.pci_path else ("mmioblk", f"serial={address.serial}")
+        )
         storages = build_storages(container_id, driver=driver, source=source, fstype=image.fstype)
         await container.begin_create(pipeline, spec, storages, detach)
         return container
 
     async def create_container(
-        self, config: ContainerConfig, *, progress: Callable[[Any], None] | None = None
+        self, config: ContainerConfig, *, progress: Callable[[Progress], None] | None = None
     ) -> AsyncContainer:
         """Make a container; its image is plugged into the running machine.
 
@@ -333,7 +337,9 @@ class AsyncSandbox:
 
             try:
                 pipeline = AsyncPipeline(agent)
-                container = await self._begin_container(pipeline, container_id, config, image, address, detach)
+                container = await self._begin_container(
+                    pipeline, container_id, config, image, address, detach
+                )
                 await container.settle()
             except BaseException as error:
                 undo = AsyncUndoStack()
@@ -370,12 +376,16 @@ class AsyncSandbox:
         if name is None:
             if len(self._containers) == 1:
                 return next(iter(self._containers.values()))
-            raise NotFoundError(f"sandbox {self.id} has not one container but: {known}; name one", sandbox_id=self.id)
+            raise NotFoundError(
+                f"sandbox {self.id} has not one container but: {known}; name one", sandbox_id=self.id
+            )
         try:
             return self._containers[ContainerId(name)]
         except KeyError as error:
             raise NotFoundError(
-                f"sandbox {self.id} has no container {name!r}; it has: {known}", sandbox_id=self.id, container_id=name
+                f"sandbox {self.id} has no container {name!r}; it has: {known}",
+                sandbox_id=self.id,
+                container_id=name,
             ) from error
 
     @property
@@ -453,18 +463,24 @@ class AsyncSandbox:
                 "DestroySandbox", messages.DestroySandboxRequest(), timeout_s=self._timeouts.stop_s
             )
         except CasemateError as error:
-            _log.info("the guest did not say goodbye", extra={"sandbox": self.id, "op": "sandbox.stop"}, exc_info=error)
+            _log.info(
+                "the guest did not say goodbye",
+                extra={"sandbox": self.id, "op": "sandbox.stop"},
+                exc_info=error,
+            )
 
-    async def _resolve_image(self, config: ContainerConfig, progress: Callable[[Any], None] | None) -> Image:
+    async def _resolve_image(self, config: ContainerConfig, progress: Callable[[Progress], None] | None) -> Image:
         from casemate import images
 
-        return await compat.to_thread(images.resolve, config.image, settings=self._settings, progress=progress)
+        return await compat.to_thread(
+            images.resolve, config.image, settings=self._settings, progress=progress
+        )
 
     async def _find_image(self, digest: str) -> Image | None:
         from casemate import images
 
         try:
-            return await compat.to_thread(images.find, digest, settings=self._settings)
+            return await compat.to_thread(images.resolve, digest, settings=self._settings)
         except NotFoundError:
             return None
 
@@ -525,6 +541,17 @@ class AsyncSandbox:
     def _guest_assets(self) -> GuestAssets:
         assert self._assets is not None
         return self._assets
+
+
+def _steps(progress: Callable[[Progress], None] | None) -> Callable[[str, int, int], None] | None:
+    """``progress`` as the making of guest assets calls it."""
+    if progress is None:
+        return None
+
+    def step(phase: str, done_bytes: int, total_bytes: int) -> None:
+        progress(Progress(phase=phase, done_bytes=done_bytes, total_bytes=total_bytes))
+
+    return step
 
 
 def _disk(name: str, image: Image) -> BlockDevice:

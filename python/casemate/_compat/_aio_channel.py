@@ -69,7 +69,9 @@ class Channel:
         """Whether nothing more is sent or read."""
         return self._ended
 
-    async def send(self, make: Callable[[], bytes], deadline: float | None, borrow_fds: Sequence[int] = ()) -> None:
+    async def send(
+        self, make: Callable[[], bytes], deadline: float | None, borrow_fds: Sequence[int] = ()
+    ) -> None:
         """Send what ``make`` gives, with descriptors beside its first byte. A send that fails ends the channel.
 
         Raises:
@@ -149,7 +151,9 @@ def late_error(started: float | None, deadline: float | None, what: str) -> Dead
     now = time.monotonic()
     waited = now - started if started is not None else 0.0
     allowed = deadline - started if started is not None and deadline is not None else waited
-    return DeadlineExceededError(f"{what} within {allowed:.3f} s", deadline_s=max(allowed, 0.0), waited_s=waited)
+    return DeadlineExceededError(
+        f"{what} within {allowed:.3f} s", deadline_s=max(allowed, 0.0), waited_s=waited
+    )
 
 
 def _loop_time(loop: asyncio.AbstractEventLoop, deadline: float | None) -> float | None:

@@ -200,4 +200,6 @@ def late_error(started: float | None, deadline: float | None, what: str) -> Dead
     now = time.monotonic()
     waited = now - started if started is not None else 0.0
     allowed = deadline - started if started is not None and deadline is not None else waited
-    return DeadlineExceededError(f"{what} within {allowed:.3f} s", deadline_s=max(allowed, 0.0), waited_s=waited)
+    return DeadlineExceededError(
+        f"{what} within {allowed:.3f} s", deadline_s=max(allowed, 0.0), waited_s=waited
+    )

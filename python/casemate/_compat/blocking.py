@@ -150,7 +150,9 @@ class AgentConnection:
         """Send a JSON request. Does not wait."""
         return Reply(self, self._native, self._native.submit(service, method, request, timeout_s=timeout_s))
 
-    def submit_write_stdin(self, container_id: str, exec_id: str, data: bytes, timeout_s: float | None) -> Reply:
+    def submit_write_stdin(
+        self, container_id: str, exec_id: str, data: bytes, timeout_s: float | None
+    ) -> Reply:
         """Send WriteStdin. Does not wait."""
         slot = self._native.submit_write_stdin(container_id, exec_id, data, timeout_s=timeout_s)
         return Reply(self, self._native, slot)

@@ -10,7 +10,7 @@ from casemate._compat import blocking as compat
 from casemate.agent import messages
 from casemate.errors import AgentConnectionError, AgentRpcError, CasemateError
 
-__all__ = ["AgentClient", "Pending", "Pipeline"]
+__all__ = ["AgentClient", "Answered", "Pending", "Pipeline"]
 
 T = TypeVar("T")
 
@@ -73,7 +73,12 @@ class AgentClient:
         self._explain = explain
 
     def submit(
-        self, method: str, message: messages.Message, *, timeout_s: float | None = None, service: str = SERVICE
+        self,
+        method: str,
+        message: messages.Message,
+        *,
+        timeout_s: float | None = None,
+        service: str = SERVICE,
     ) -> Pending:
         """Send a request with the usual deadline or ``timeout_s``. Does not block."""
         limit = self.request_timeout_s if timeout_s is None else timeout_s
@@ -101,7 +106,9 @@ class AgentClient:
         """As :meth:`call`, with the answer decoded."""
         return messages.decode(self.call(method, message, timeout_s=timeout_s), kind)
 
-    def wait_any(self, pending: list[Pending], timeout_s: float | None = None) -> list[Pending]:
+    def wait_any(
+        self, pending: list[Pending], timeout_s: float | None = None
+    ) -> list[Pending]:
         """Those whose result is there, at least one; empty at ``timeout_s``."""
         done = self.connection.wait_any([one.reply for one in pending], timeout_s)
         return [one for one in pending if one.reply in done]
@@ -114,7 +121,7 @@ class AgentClient:
         return Pending(reply, self._explain)
 
 
-class _Answered:
+class Answered:
     """A request whose outcome is known."""
 
     __slots__ = ("_answer", "_error")
@@ -138,12 +145,12 @@ class Pipeline:
     def __init__(self, agent: AgentClient) -> None:
         self.agent = agent
 
-    def send(self, method: str, message: messages.Message) -> Pending | _Answered:
+    def send(self, method: str, message: messages.Message) -> Pending | Answered:
         """Send a request; its outcome, also a refusal, is in the result. Blocks: only where the agent keeps no order."""
         pending = self.agent.submit(method, message)
         if self.agent.ordered:
             return pending
         try:
-            return _Answered(pending.result(), None)
+            return Answered(pending.result(), None)
         except AgentRpcError as error:
-            return _Answered(b"", error)
+            return Answered(b"", error)

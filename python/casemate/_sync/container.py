@@ -8,7 +8,7 @@ import signal
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, overload
 
-from casemate._sync.agent import AgentClient, Pending, Pipeline
+from casemate._sync.agent import AgentClient, Answered, Pending, Pipeline
 from casemate._sync.process import CAPTURE_LIMIT_BYTES, Process
 from casemate._compat import blocking as compat
 from casemate.agent import messages
@@ -64,10 +64,10 @@ class Container:
         self._agent = agent
         self._changed = changed
         self._created_unix_ns = record.created_unix_ns
-        self._creating: Pending | None = None
+        self._creating: Pending | Answered | None = None
         self._detach: Callable[[], compat.Later[None]] | None = None
         self._image = image
-        self._starting: Pending | None = None
+        self._starting: Pending | Answered | None = None
         self._state = record.state
         self.id = ContainerId(record.id)
         self.image_name = record.image
@@ -116,7 +116,9 @@ class Container:
     def begin_start(self, pipeline: Pipeline) -> None:
         """Send the request that starts it."""
         check_transition(self._state, State.RUNNING, op="container.start")
-        self._starting = pipeline.send("StartContainer", messages.ContainerRequest(container_id=self.id))
+        self._starting = pipeline.send(
+            "StartContainer", messages.ContainerRequest(container_id=self.id)
+        )
 
     def settle(self) -> None:
         """Wait for what was begun. Raises as :meth:`start`."""
@@ -168,7 +170,6 @@ class Container:
         user: str | None = None,
         terminal: bool = False,
         input: bytes | str | None = None,
-        text: bool = True,
         timeout_s: float | None = None,
         limit_bytes: int = CAPTURE_LIMIT_BYTES,
     ) -> ExecResult: ...
@@ -183,7 +184,6 @@ class Container:
         user: str | None = None,
         terminal: bool = False,
         input: bytes | str | None = None,
-        text: bool = True,
         timeout_s: float | None = None,
         limit_bytes: int = CAPTURE_LIMIT_BYTES,
     ) -> Process | ExecResult:
@@ -197,7 +197,6 @@ class Container:
             user: As in the container's configuration; None: the container's.
             terminal: Give it a terminal.
             input: With ``capture``: its standard input.
-            text: With ``capture``: return text (UTF-8, damaged bytes replaced) instead of bytes.
             timeout_s: With ``capture``: seconds until it is killed and DeadlineExceededError raised.
             limit_bytes: With ``capture``: most bytes of output.
 
@@ -234,7 +233,7 @@ class Container:
         except CasemateError:
             self._kill_abandoned(process)
             raise
-        return captured(process, stdout, stderr, text=text)
+        return captured(process, stdout, stderr)
 
     def _kill_abandoned(self, process: Process) -> None:
         if not self._agent.connection.closed:
@@ -302,14 +301,10 @@ class Container:
         self._changed()
 
 
-def captured(process: Process, stdout: bytes, stderr: bytes, *, text: bool) -> ExecResult:
+def captured(process: Process, stdout: bytes, stderr: bytes) -> ExecResult:
     """The result of a process that ended."""
     assert process.exit_code is not None
-    return ExecResult(
-        exit_code=process.exit_code,
-        stdout=stdout.decode("utf-8", "replace") if text else stdout,
-        stderr=stderr.decode("utf-8", "replace") if text else stderr,
-    )
+    return ExecResult(exit_code=process.exit_code, stdout_bytes=stdout, stderr_bytes=stderr)
 
 
 def new_container_id(name: str | None) -> ContainerId:

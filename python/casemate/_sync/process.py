@@ -122,7 +122,9 @@ class Writer:
     def submit(self, piece: bytes) -> Pending:
         """Send one piece of at most 64 KiB. Does not block."""
         if self._closed:
-            raise InvalidStateError("the standard input was closed", state="closed", wanted="open", op="stdin.write")
+            raise InvalidStateError(
+                "the standard input was closed", state="closed", wanted="open", op="stdin.write"
+            )
         return self._agent.submit_write_stdin(self._container_id, self._exec_id, piece)
 
     def close(self) -> None:
@@ -148,7 +150,19 @@ class Process:
         stdin: Its input. stdout, stderr: Its output.
     """
 
-    __slots__ = ("_agent", "_exit_code", "_lock", "_settling", "_wait", "container_id", "exec_id", "stderr", "stdin", "stdout", "terminal")
+    __slots__ = (
+        "_agent",
+        "_exit_code",
+        "_lock",
+        "_settling",
+        "_wait",
+        "container_id",
+        "exec_id",
+        "stderr",
+        "stdin",
+        "stdout",
+        "terminal",
+    )
 
     def __init__(
         self, agent: AgentClient, container_id: ContainerId, exec_id: ExecId, *, terminal: bool
@@ -239,7 +253,11 @@ class Process:
         return [pending[id(one)] for one in done]
 
     def communicate(
-        self, data: bytes | None = None, *, timeout_s: float | None = None, limit_bytes: int = CAPTURE_LIMIT_BYTES
+        self,
+        data: bytes | None = None,
+        *,
+        timeout_s: float | None = None,
+        limit_bytes: int = CAPTURE_LIMIT_BYTES,
     ) -> tuple[bytes, bytes]:
         """Write ``data`` to its input and close it, read both outputs to their end, wait for its end.
 
@@ -256,7 +274,9 @@ class Process:
         readers = {"stdout": self.stdout} | ({"stderr": self.stderr} if self.stderr is not None else {})
         pending: dict[str, Pending] = {name: reader.prefetch() for name, reader in readers.items()}
         unsent = memoryview(data or b"")
-        pending["stdin"] = self.stdin.submit(bytes(unsent[:WRITE_BYTES])) if unsent else self.stdin.submit_close()
+        pending["stdin"] = (
+            self.stdin.submit(bytes(unsent[:WRITE_BYTES])) if unsent else self.stdin.submit_close()
+        )
         held_bytes = 0
         while pending:
             left_s = None if timeout_s is None else max(started + timeout_s - time.monotonic(), 0.0)
@@ -275,7 +295,9 @@ class Process:
                     unsent = self._sent(one, unsent)
                     if unsent is not None:
                         pending[name] = (
-                            self.stdin.submit(bytes(unsent[:WRITE_BYTES])) if unsent else self.stdin.submit_close()
+                            self.stdin.submit(bytes(unsent[:WRITE_BYTES]))
+                            if unsent
+                            else self.stdin.submit_close()
                         )
                     continue
                 piece = readers[name].take()
@@ -307,5 +329,3 @@ def _check_limit(held_bytes: int, limit_bytes: int) -> None:
         raise ResourceExhaustedError(
             f"the process wrote more than {limit_bytes} bytes; read its streams piece by piece, or raise limit_bytes"
         )
-
-

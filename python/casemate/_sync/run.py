@@ -5,9 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
-
-import msgspec
+from msgspec.structs import replace
 
 from casemate._sync.container import captured
 from casemate._sync.process import CAPTURE_LIMIT_BYTES
@@ -15,7 +13,7 @@ from casemate._sync.sandbox import Sandbox
 from casemate.config.container import ContainerConfig
 from casemate.config.sandbox import SandboxConfig
 from casemate.config.settings import Settings
-from casemate.types import Phase, RunResult
+from casemate.types import Phase, Progress, RunResult
 
 __all__ = ["run", "run_container"]
 
@@ -30,11 +28,10 @@ def run(
     cwd: str | None = None,
     user: str | None = None,
     input: bytes | str | None = None,
-    text: bool = True,
     timeout_s: float | None = None,
     limit_bytes: int = CAPTURE_LIMIT_BYTES,
     settings: Settings | None = None,
-    progress: Callable[[Any], None] | None = None,
+    progress: Callable[[Progress], None] | None = None,
 ) -> RunResult:
     """Boot a sandbox, run one container to its end, remove both.
 
@@ -45,7 +42,6 @@ def run(
         entrypoint: In place of the image's entry point.
         env: Variables over the image's. cwd: Working directory. user: ``USER[:GROUP]``.
         input: Its standard input.
-        text: Return text instead of bytes.
         timeout_s: Seconds that the command may take once it was started.
         limit_bytes: Most bytes of output.
         settings: Where things lie; None: from the environment.
@@ -63,7 +59,6 @@ def run(
         config=config,
         settings=settings,
         input=input,
-        text=text,
         timeout_s=timeout_s,
         limit_bytes=limit_bytes,
         progress=progress,
@@ -76,10 +71,9 @@ def run_container(
     config: SandboxConfig | None = None,
     settings: Settings | None = None,
     input: bytes | str | None = None,
-    text: bool = True,
     timeout_s: float | None = None,
     limit_bytes: int = CAPTURE_LIMIT_BYTES,
-    progress: Callable[[Any], None] | None = None,
+    progress: Callable[[Progress], None] | None = None,
 ) -> RunResult:
     """As :func:`run`, from a whole container configuration."""
     config = without_ports(config if config is not None else SandboxConfig())
@@ -91,7 +85,7 @@ def run_container(
         started_ns = time.perf_counter_ns()
         stdout, stderr = only.process.communicate(data, timeout_s=timeout_s, limit_bytes=limit_bytes)
         ended_ns = time.perf_counter_ns()
-        result = captured(only.process, stdout, stderr, text=text)
+        result = captured(only.process, stdout, stderr)
         kernel = sandbox.inspect().kernel_release
     first_ns = only.process.stdout.first_ns
     marks = sandbox.timings
@@ -101,8 +95,8 @@ def run_container(
     phases.append(Phase("run", (ended_ns - max(first_ns or started_ns, started_ns)) / 1e6))
     return RunResult(
         exit_code=result.exit_code,
-        stdout=result.stdout,
-        stderr=result.stderr,
+        stdout_bytes=result.stdout_bytes,
+        stderr_bytes=result.stderr_bytes,
         sandbox_id=sandbox.id,
         guest_kernel=kernel,
         timings=(*phases, Phase("teardown", (time.perf_counter_ns() - ended_ns) / 1e6)),
@@ -111,4 +105,4 @@ def run_container(
 
 def without_ports(config: SandboxConfig) -> SandboxConfig:
     """The configuration without hot-plug ports, unless their number was asked for: they cost boot time."""
-    return config if config.hotplug_ports is not None else msgspec.structs.replace(config, hotplug_ports=0)
+    return config if config.hotplug_ports is not None else replace(config, hotplug_ports=0)

@@ -30,7 +30,7 @@ from casemate.hypervisor.boot import boot_assets
 from casemate.observe.timings import PhaseClock
 from casemate.persist.record import ContainerRecord, ProcessRecord, SandboxRecord
 from casemate.persist.store import SandboxDirectory, is_owned, load_record, process_record, sandboxes_root
-from casemate.types import ContainerId, Phase, SandboxId, State, check_transition
+from casemate.types import ContainerId, Phase, Progress, SandboxId, State, check_transition
 
 if TYPE_CHECKING:
     from casemate.guest import GuestAssets
@@ -104,7 +104,7 @@ class Sandbox:
         containers: Sequence[ContainerConfig] = (),
         start: bool = False,
         settings: Settings | None = None,
-        progress: Callable[[Any], None] | None = None,
+        progress: Callable[[Progress], None] | None = None,
     ) -> Sandbox:
         """Boot a virtual machine and wait until its agent is ready.
 
@@ -180,7 +180,7 @@ class Sandbox:
         self,
         containers: tuple[ContainerConfig, ...],
         start: bool,
-        progress: Callable[[Any], None] | None,
+        progress: Callable[[Progress], None] | None,
     ) -> None:
         named = [(new_container_id(one.name), one) for one in containers]
         if len({container_id for container_id, _ in named}) != len(named):
@@ -192,7 +192,7 @@ class Sandbox:
         self._prepare_guest(list(zip(named, images, addresses, strict=True)), start)
 
     def _plan(
-        self, images: Sequence[Image], progress: Callable[[Any], None] | None
+        self, images: Sequence[Image], progress: Callable[[Progress], None] | None
     ) -> tuple[Qemu, tuple[BlockAddress, ...]]:
         """Decide on everything; nothing is made."""
         from casemate import guest
@@ -205,10 +205,12 @@ class Sandbox:
             image=self.config.image,
             machine=self.config.machine,
             settings=self._settings,
-            progress=progress,
+            progress=_steps(progress),
         )
-        boot = boot_assets(self.config, self._assets, driver.accel_name, host_port=HOST_PORT)
-        return driver, driver.plan(boot, [_disk(f"rootfs{index}", image) for index, image in enumerate(images)])
+        boot = boot_assets(self.config, self._guest_assets(), driver.accel_name, host_port=HOST_PORT)
+        return driver, driver.plan(
+            boot, [_disk(f"rootfs{index}", image) for index, image in enumerate(images)]
+        )
 
     def _boot(self, driver: Qemu) -> None:
         self._directory = SandboxDirectory.take(self._settings, self.id)
@@ -298,13 +300,15 @@ class Sandbox:
             readonly_rootfs=config.readonly_rootfs,
             annotations=config.annotations,
         )
-        driver, source = ("blk", address.pci_path) if address.pci_path else ("mmioblk", f"serial={address.serial}")
+        driver, source = (
+            ("blk", address.pci_path) if address.pci_path else ("mmioblk", f"serial={address.serial}")
+        )
         storages = build_storages(container_id, driver=driver, source=source, fstype=image.fstype)
         container.begin_create(pipeline, spec, storages, detach)
         return container
 
     def create_container(
-        self, config: ContainerConfig, *, progress: Callable[[Any], None] | None = None
+        self, config: ContainerConfig, *, progress: Callable[[Progress], None] | None = None
     ) -> Container:
         """Make a container; its image is plugged into the running machine.
 
@@ -334,7 +338,9 @@ class Sandbox:
 
             try:
                 pipeline = Pipeline(agent)
-                container = self._begin_container(pipeline, container_id, config, image, address, detach)
+                container = self._begin_container(
+                    pipeline, container_id, config, image, address, detach
+                )
                 container.settle()
             except BaseException as error:
                 undo = UndoStack()
@@ -371,12 +377,16 @@ class Sandbox:
         if name is None:
             if len(self._containers) == 1:
                 return next(iter(self._containers.values()))
-            raise NotFoundError(f"sandbox {self.id} has not one container but: {known}; name one", sandbox_id=self.id)
+            raise NotFoundError(
+                f"sandbox {self.id} has not one container but: {known}; name one", sandbox_id=self.id
+            )
         try:
             return self._containers[ContainerId(name)]
         except KeyError as error:
             raise NotFoundError(
-                f"sandbox {self.id} has no container {name!r}; it has: {known}", sandbox_id=self.id, container_id=name
+                f"sandbox {self.id} has no container {name!r}; it has: {known}",
+                sandbox_id=self.id,
+                container_id=name,
             ) from error
 
     @property
@@ -454,18 +464,24 @@ class Sandbox:
                 "DestroySandbox", messages.DestroySandboxRequest(), timeout_s=self._timeouts.stop_s
             )
         except CasemateError as error:
-            _log.info("the guest did not say goodbye", extra={"sandbox": self.id, "op": "sandbox.stop"}, exc_info=error)
+            _log.info(
+                "the guest did not say goodbye",
+                extra={"sandbox": self.id, "op": "sandbox.stop"},
+                exc_info=error,
+            )
 
-    def _resolve_image(self, config: ContainerConfig, progress: Callable[[Any], None] | None) -> Image:
+    def _resolve_image(self, config: ContainerConfig, progress: Callable[[Progress], None] | None) -> Image:
         from casemate import images
 
-        return compat.to_thread(images.resolve, config.image, settings=self._settings, progress=progress)
+        return compat.to_thread(
+            images.resolve, config.image, settings=self._settings, progress=progress
+        )
 
     def _find_image(self, digest: str) -> Image | None:
         from casemate import images
 
         try:
-            return compat.to_thread(images.find, digest, settings=self._settings)
+            return compat.to_thread(images.resolve, digest, settings=self._settings)
         except NotFoundError:
             return None
 
@@ -526,6 +542,17 @@ class Sandbox:
     def _guest_assets(self) -> GuestAssets:
         assert self._assets is not None
         return self._assets
+
+
+def _steps(progress: Callable[[Progress], None] | None) -> Callable[[str, int, int], None] | None:
+    """``progress`` as the making of guest assets calls it."""
+    if progress is None:
+        return None
+
+    def step(phase: str, done_bytes: int, total_bytes: int) -> None:
+        progress(Progress(phase=phase, done_bytes=done_bytes, total_bytes=total_bytes))
+
+    return step
 
 
 def _disk(name: str, image: Image) -> BlockDevice:

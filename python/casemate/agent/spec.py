@@ -31,25 +31,37 @@ OVERLAY_DIRECTORY_OPTION = "io.katacontainers.volume.overlayfs.create_directory"
 
 CAPABILITIES = tuple(
     f"CAP_{name}"
-    for name in (
-        "CHOWN DAC_OVERRIDE FSETID FOWNER MKNOD NET_RAW SETGID SETUID SETFCAP SETPCAP NET_BIND_SERVICE "
-        "SYS_CHROOT KILL AUDIT_WRITE"
-    ).split()
+    for name in ["CHOWN", "DAC_OVERRIDE", "FSETID", "FOWNER", "MKNOD", "NET_RAW", "SETGID", "SETUID", "SETFCAP", "SETPCAP", "NET_BIND_SERVICE", "SYS_CHROOT", "KILL", "AUDIT_WRITE"]
 )
 
 _MOUNTS = (
     Mount(destination="/proc", type="proc", source="proc", options=("nosuid", "noexec", "nodev")),
-    Mount(destination="/dev", type="tmpfs", source="tmpfs", options=("nosuid", "strictatime", "mode=755", "size=65536k")),
+    Mount(
+        destination="/dev",
+        type="tmpfs",
+        source="tmpfs",
+        options=("nosuid", "strictatime", "mode=755", "size=65536k"),
+    ),
     Mount(
         destination="/dev/pts",
         type="devpts",
         source="devpts",
         options=("nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"),
     ),
-    Mount(destination="/dev/shm", type="tmpfs", source="shm", options=("nosuid", "noexec", "nodev", "mode=1777", "size=65536k")),
+    Mount(
+        destination="/dev/shm",
+        type="tmpfs",
+        source="shm",
+        options=("nosuid", "noexec", "nodev", "mode=1777", "size=65536k"),
+    ),
     Mount(destination="/dev/mqueue", type="mqueue", source="mqueue", options=("nosuid", "noexec", "nodev")),
     Mount(destination="/sys", type="sysfs", source="sysfs", options=("nosuid", "noexec", "nodev", "ro")),
-    Mount(destination="/sys/fs/cgroup", type="cgroup", source="cgroup", options=("nosuid", "noexec", "nodev", "relatime", "ro")),
+    Mount(
+        destination="/sys/fs/cgroup",
+        type="cgroup",
+        source="cgroup",
+        options=("nosuid", "noexec", "nodev", "relatime", "ro"),
+    ),
 )
 
 _MASKED = (

@@ -20,7 +20,10 @@ def svg(report: Report) -> str:
         (side, figure.unit, value)
         for figure in report.figures
         if figure.peers
-        for side, value in [(f"{figure.name}: ours", figure.ours.p50), *((name, one.p50) for name, one in figure.peers.items())]
+        for side, value in [
+            (f"{figure.name}: ours", figure.ours.p50),
+            *((name, one.p50) for name, one in figure.peers.items()),
+        ]
     ]
     phases = [figure for figure in report.figures if figure.name.startswith("phase_")]
     longest = max([value for _, _, value in bars] + [sum(figure.ours.p50 for figure in phases)] + [1e-9])
@@ -43,7 +46,9 @@ def svg(report: Report) -> str:
             parts.append(_text(_LEFT + 22, legend, label))
             legend += 20
         top = legend
-    title = _text(12, 24, f"{report.bench}: {', '.join(f'{key} {value}' for key, value in report.versions.items())}")
+    title = _text(
+        12, 24, f"{report.bench}: {', '.join(f'{key} {value}' for key, value in report.versions.items())}"
+    )
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{top + 20}" '
         f'font-family="sans-serif" font-size="13"><rect width="100%" height="100%" fill="white"/>'

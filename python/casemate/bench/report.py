@@ -86,11 +86,15 @@ def table(report: Report) -> list[tuple[str, ...]]:
     for figure in report.figures:
         rows.append((figure.name, figure.unit, "ours", *_cells(figure.ours), ""))
         for name, peer in figure.peers.items():
-            rows.append(("", "", name, *_cells(peer), f"{figure.ratio[name]:.3f}" if name in figure.ratio else ""))
+            rows.append(
+                ("", "", name, *_cells(peer), f"{figure.ratio[name]:.3f}" if name in figure.ratio else "")
+            )
     for name, reason in report.absent.items():
         rows.append(("", "", name, "absent", reason, "", "", ""))
     return rows
 
 
 def _cells(side: Summary) -> tuple[str, ...]:
-    return tuple("-" if value is None else f"{value:.1f}" for value in (side.p50, side.p90, side.p99, side.cpu))
+    return tuple(
+        "-" if value is None else f"{value:.1f}" for value in (side.p50, side.p90, side.p99, side.cpu)
+    )

@@ -76,7 +76,9 @@ def measure(
             progress(f"run {number + 1} of {runs}")
             steps: list[Callable[[], None]] = [
                 lambda: ours.append(_start_ours(config, container, settings)),
-                lambda: peers.append(_start_floor(plan, initrd, config.timeouts.boot_s * settings.timeout_factor)),
+                lambda: peers.append(
+                    _start_floor(plan, initrd, config.timeouts.boot_s * settings.timeout_factor)
+                ),
             ]
             for step in steps if number % 2 == 0 else reversed(steps):
                 try:
@@ -89,9 +91,15 @@ def measure(
 
 def floor_initrd() -> bytes:
     """The floor's initrd: its init and a console."""
-    from casemate.guest.initrd import build_archive
+    from casemate.guest import cpio
 
-    return build_archive({"init": floor.init_program()})
+    return cpio.write(
+        [
+            cpio.directory("dev"),
+            cpio.node("dev/console", 0o600, 5, 1),
+            cpio.file("init", floor.init_program(), 0o755),
+        ]
+    )
 
 
 def _warm_up(
@@ -152,7 +160,9 @@ def _await_byte(console: socket.socket, child: _core.ChildProcess, started_ns: i
     while floor.BYTE not in seen:
         left_s = timeout_s - (time.perf_counter_ns() - started_ns) / 1e9
         if left_s <= 0 or not select.select([console], [], [], left_s)[0]:
-            raise DeadlineExceededError("the floor's byte did not come", deadline_s=timeout_s, waited_s=timeout_s)
+            raise DeadlineExceededError(
+                "the floor's byte did not come", deadline_s=timeout_s, waited_s=timeout_s
+            )
         piece = console.recv(4096)
         if not piece:
             status = child.wait(10.0)
@@ -188,7 +198,11 @@ def _report(
     figures = []
     if ours:
         mine = summarize([one.wall_ms for one in ours], [one.cpu_ms for one in ours])
-        floors = {"floor": summarize([one.wall_ms for one in peers], [one.cpu_ms for one in peers])} if peers else {}
+        floors = (
+            {"floor": summarize([one.wall_ms for one in peers], [one.cpu_ms for one in peers])}
+            if peers
+            else {}
+        )
         figures.append(
             Figure(
                 name="first_byte",
@@ -203,7 +217,9 @@ def _report(
         )
         own = summarize([one.own_cpu_ms for one in ours])
         figures.append(
-            Figure(name="own_cpu", unit="ms", better="lower", n=len(ours), failures=runs - len(ours), ours=own)
+            Figure(
+                name="own_cpu", unit="ms", better="lower", n=len(ours), failures=runs - len(ours), ours=own
+            )
         )
         for name in dict.fromkeys(phase.name for one in ours for phase in one.phases):
             values = [phase.duration_ms for one in ours for phase in one.phases if phase.name == name]

@@ -62,8 +62,8 @@ def _guarded(options: argparse.Namespace) -> int:
         report(error)
         return int(getattr(error, "exit_code", before_command))
     except ExceptionGroup as group:
-        for error in group.exceptions:
-            report(error)
+        for one in group.exceptions:
+            report(one)
         return before_command
     except KeyboardInterrupt:
         return 130

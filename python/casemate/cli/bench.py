@@ -14,10 +14,14 @@ from casemate.errors import InvalidConfigError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``bench``."""
     benches = parser.add_subparsers(dest="bench", metavar="BENCH", required=True)
-    startup = benches.add_parser("startup", help="call to the first byte of a container's output, against the floor")
+    startup = benches.add_parser(
+        "startup", help="call to the first byte of a container's output, against the floor"
+    )
     common.add_sandbox_options(startup)
     startup.add_argument("-n", "--runs", type=int, default=5, help="how many starts (default 5)")
-    startup.add_argument("--image", default=None, help="image to start (default: a program that prints one byte)")
+    startup.add_argument(
+        "--image", default=None, help="image to start (default: a program that prints one byte)"
+    )
     startup.add_argument("--plot", type=Path, default=None, metavar="FILE", help="write a picture, FILE.svg")
     common.add_json(startup)
     startup.add_argument("command_line", metavar="COMMAND", nargs="*", help="command in the image")

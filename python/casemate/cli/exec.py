@@ -15,7 +15,9 @@ from casemate.errors import InvalidConfigError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``exec``."""
     add_process_options(parser)
-    parser.add_argument("-c", "--container", default=None, help="which container; needed when there are several")
+    parser.add_argument(
+        "-c", "--container", default=None, help="which container; needed when there are several"
+    )
     common.add_json(parser)
     parser.add_argument("name", metavar="SANDBOX")
     parser.add_argument("command_line", metavar="COMMAND", nargs=argparse.REMAINDER)
@@ -38,7 +40,7 @@ def run(options: argparse.Namespace) -> int:
             result = container.exec(
                 command, capture=True, env=env, cwd=options.workdir, user=options.user, input=data
             )
-            common.print_json(result)
+            common.print_json(common.result_document(result))
             return result.exit_code
         process = container.exec(
             command, env=env, cwd=options.workdir, user=options.user, terminal=options.tty

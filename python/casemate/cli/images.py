@@ -11,7 +11,9 @@ from casemate.config.settings import Settings
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``images``."""
     common.add_json(parser)
-    parser.add_argument("--remove", metavar="IMAGE", action="append", default=[], help="remove an unpacked image")
+    parser.add_argument(
+        "--remove", metavar="IMAGE", action="append", default=[], help="remove an unpacked image"
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -38,6 +40,8 @@ def run(options: argparse.Namespace) -> int:
             ]
         )
         return 0
-    rows = [(image.name, image.digest[:19], image.fstype, f"{image.size_bytes / 1e6:.1f} MB") for image in found]
+    rows = [
+        (image.name, image.digest[:19], image.fstype, f"{image.size_bytes / 1e6:.1f} MB") for image in found
+    ]
     common.print_table(("NAME", "DIGEST", "FSTYPE", "SIZE"), rows)
     return 0

@@ -12,7 +12,9 @@ from casemate.errors import InvalidConfigError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``kill``."""
     parser.add_argument("-s", "--signal", default="KILL", help="name or number (default KILL)")
-    parser.add_argument("-c", "--container", default=None, help="which container; needed when there are several")
+    parser.add_argument(
+        "-c", "--container", default=None, help="which container; needed when there are several"
+    )
     parser.add_argument("-a", "--all", action="store_true", help="all processes of the container")
     parser.add_argument("name", metavar="SANDBOX")
 
@@ -25,7 +27,9 @@ def signal_number(text: str) -> int:
         name = text.upper()
         return int(signal.Signals[name if name.startswith("SIG") else f"SIG{name}"])
     except (KeyError, ValueError) as error:
-        raise InvalidConfigError(f"{text!r} is no signal; a name such as TERM or a number is expected", path="signal") from error
+        raise InvalidConfigError(
+            f"{text!r} is no signal; a name such as TERM or a number is expected", path="signal"
+        ) from error
 
 
 def run(options: argparse.Namespace) -> int:

@@ -12,8 +12,18 @@ import msgspec
 
 from casemate.config.sandbox import SandboxConfig
 from casemate.errors import InvalidConfigError
+from casemate.types import ExecResult, Progress, RunResult
 
-__all__ = ["add_json", "add_sandbox_options", "environment", "print_json", "print_table", "progress_printer", "sandbox_config"]
+__all__ = [
+    "add_json",
+    "add_sandbox_options",
+    "environment",
+    "print_json",
+    "print_table",
+    "progress_printer",
+    "result_document",
+    "sandbox_config",
+]
 
 
 def add_sandbox_options(parser: argparse.ArgumentParser) -> None:
@@ -21,7 +31,13 @@ def add_sandbox_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("virtual machine")
     group.add_argument("--name", help="name of the sandbox")
     group.add_argument("--vcpus", type=int, default=None, metavar="N", help="virtual CPUs (default 1)")
-    group.add_argument("--memory", type=memory_mib, default=None, metavar="SIZE", help="guest memory: 512, 512M or 2G (plain: MiB)")
+    group.add_argument(
+        "--memory",
+        type=memory_mib,
+        default=None,
+        metavar="SIZE",
+        help="guest memory: 512, 512M or 2G (plain: MiB)",
+    )
     group.add_argument("--machine", default=None, help="q35 (default) or microvm")
     group.add_argument("--accel", default=None, help="auto (default), kvm or tcg")
     group.add_argument("--kernel", default=None, help="guest kernel: a path, or a series such as 6.12")
@@ -80,6 +96,22 @@ def print_json(value: object) -> None:
     print(text)
 
 
+def result_document(result: ExecResult) -> dict[str, object]:
+    """The document of a captured process: its output as text beside what else is known."""
+    document: dict[str, object] = {
+        "exit_code": result.exit_code,
+        "stdout": result.stdout,
+        "stderr": result.stderr,
+    }
+    if isinstance(result, RunResult):
+        document |= {
+            "sandbox_id": result.sandbox_id,
+            "guest_kernel": result.guest_kernel,
+            "timings": result.timings,
+        }
+    return document
+
+
 def print_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Print columns to stdout."""
     lines = [tuple(head), *(tuple(str(cell) for cell in row) for row in rows)]
@@ -88,13 +120,13 @@ def print_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
 
 
-def progress_printer() -> Callable[[Any], None] | None:
+def progress_printer() -> Callable[[Progress], None] | None:
     """A bar on stderr for builds and unpacking, or None where stderr is no terminal."""
     if not sys.stderr.isatty():
         return None
     shown = ""
 
-    def show(event: Any) -> None:
+    def show(event: Progress) -> None:
         nonlocal shown
         done, total = event.done_bytes, event.total_bytes
         share = min(done / total, 1.0) if total else 0.0

@@ -31,11 +31,20 @@ def run(options: argparse.Namespace) -> int:
     for record, alive in found:
         age_s = max(now_ns - record.created_unix_ns, 0) // 1_000_000_000
         state = record.state.value if alive else "dead"
-        head = (record.id, state, f"{age_s} s", f"{record.machine}/{record.accel}", record.vcpus, f"{record.memory_mib} MiB")
+        head = (
+            record.id,
+            state,
+            f"{age_s} s",
+            f"{record.machine}/{record.accel}",
+            record.vcpus,
+            f"{record.memory_mib} MiB",
+        )
         for container in record.containers or (None,):
             if container is None:
                 rows.append((*head, "-", "-", "-"))
             else:
                 rows.append((*head, container.id, container.image, " ".join(container.process.args)))
-    common.print_table(("SANDBOX", "STATE", "AGE", "MACHINE", "VCPUS", "MEMORY", "CONTAINER", "IMAGE", "COMMAND"), rows)
+    common.print_table(
+        ("SANDBOX", "STATE", "AGE", "MACHINE", "VCPUS", "MEMORY", "CONTAINER", "IMAGE", "COMMAND"), rows
+    )
     return 0

@@ -18,7 +18,9 @@ OWNER_END_S = 20.0
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``rm``."""
-    parser.add_argument("-f", "--force", action="store_true", help="also when it lives: its owner is asked to end")
+    parser.add_argument(
+        "-f", "--force", action="store_true", help="also when it lives: its owner is asked to end"
+    )
     parser.add_argument("names", metavar="SANDBOX", nargs="+")
 
 
@@ -41,7 +43,8 @@ def _remove(settings: Settings, name: str, *, force: bool) -> None:
     if is_owned(settings, name):
         if not force:
             raise AlreadyExistsError(
-                f"sandbox {name!r} lives in process {record.owner.pid}; use --force to end it there", sandbox_id=name
+                f"sandbox {name!r} lives in process {record.owner.pid}; use --force to end it there",
+                sandbox_id=name,
             )
         _end_owner(record.owner, settings.timeout_factor * OWNER_END_S)
     # A tidy owner has removed everything; one that was killed has not.

@@ -17,18 +17,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_sandbox_options(parser)
     group = parser.add_argument_group("container")
     add_process_options(group)
-    group.add_argument("--entrypoint", default=None, help="in place of the image's entry point; empty for none")
+    group.add_argument(
+        "--entrypoint", default=None, help="in place of the image's entry point; empty for none"
+    )
     group.add_argument("--read-only", action="store_true", help="no writable layer")
     common.add_json(parser)
-    parser.add_argument("image", metavar="IMAGE", help="oci:DIR[:TAG], oci-archive:FILE, docker-archive:FILE, a path or a known name")
-    parser.add_argument("command_line", metavar="COMMAND", nargs=argparse.REMAINDER, help="in place of the image's command")
+    parser.add_argument(
+        "image",
+        metavar="IMAGE",
+        help="oci:DIR[:TAG], oci-archive:FILE, docker-archive:FILE, a path or a known name",
+    )
+    parser.add_argument(
+        "command_line", metavar="COMMAND", nargs=argparse.REMAINDER, help="in place of the image's command"
+    )
 
 
 def add_process_options(group: argparse._ActionsContainer) -> None:
     """Options that ``run`` and ``exec`` share."""
     group.add_argument("-i", "--interactive", action="store_true", help="pass standard input on")
     group.add_argument("-t", "--tty", action="store_true", help="give it a terminal")
-    group.add_argument("-e", "--env", action="append", default=[], metavar="NAME=VALUE", help="set a variable")
+    group.add_argument(
+        "-e", "--env", action="append", default=[], metavar="NAME=VALUE", help="set a variable"
+    )
     group.add_argument("-w", "--workdir", default=None, metavar="DIR", help="working directory")
     group.add_argument("-u", "--user", default=None, metavar="USER[:GROUP]", help="user, by name or number")
 
@@ -66,10 +76,12 @@ def run(options: argparse.Namespace) -> int:
         return attach(only.process, stdin=options.interactive, wait=only.wait)
 
 
-def _run_captured(options: argparse.Namespace, container: ContainerConfig, config: object, settings: Settings) -> int:
+def _run_captured(
+    options: argparse.Namespace, container: ContainerConfig, config: object, settings: Settings
+) -> int:
     from casemate._sync.run import run_container
 
     data = sys.stdin.buffer.read() if options.interactive else None
     result = run_container(container, config=config, settings=settings, input=data)  # type: ignore[arg-type]
-    common.print_json(result)
+    common.print_json(common.result_document(result))
     return result.exit_code

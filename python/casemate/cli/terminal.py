@@ -165,5 +165,3 @@ class _Control:
                     _resize(self._process)
             else:
                 self._process.signal(number)
-
-

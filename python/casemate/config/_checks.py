@@ -19,6 +19,7 @@ _Document = TypeVar("_Document", bound=msgspec.Struct)
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{1,63}")
 _LABEL = re.compile(r"[a-zA-Z0-9]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?")
 _AT = re.compile(r"^(.*?)(?: - at `\$?(.*)`)?$", re.DOTALL)
+_MISSING_FIELD = re.compile(r"^Object missing required field `(.*)`$")
 _UNKNOWN_FIELD = re.compile(r"^Object contains unknown field `(.*)`$")
 
 
@@ -59,7 +60,9 @@ def check_integer(path: str, value: int, low: int, high: int, unit: str) -> None
 def check_seconds(path: str, value: float) -> None:
     """A time limit in seconds, above 0 and at most a day."""
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value <= 86400:
-        raise InvalidConfigError(f"{path} is {value!r}, seconds above 0 and up to 86400 are expected", path=path)
+        raise InvalidConfigError(
+            f"{path} is {value!r}, seconds above 0 and up to 86400 are expected", path=path
+        )
 
 
 def check_choice(path: str, value: str, choices: Sequence[str]) -> None:
@@ -75,14 +78,18 @@ def check_file_path(path: str, value: str) -> None:
     """A path that can be handed to the system: not empty, no NUL."""
     _check_text(path, value)
     if not value:
-        raise InvalidConfigError(f"{path} is empty, a path is expected (leave it out for the default)", path=path)
+        raise InvalidConfigError(
+            f"{path} is empty, a path is expected (leave it out for the default)", path=path
+        )
 
 
 def check_absolute_path(path: str, value: str) -> None:
     """An absolute path."""
     check_file_path(path, value)
     if not value.startswith("/"):
-        raise InvalidConfigError(f"{path} is {value!r}, an absolute path is expected, as {'/' + value!r}", path=path)
+        raise InvalidConfigError(
+            f"{path} is {value!r}, an absolute path is expected, as {'/' + value!r}", path=path
+        )
 
 
 def check_words(path: str, value: Sequence[str], *, empty_word: bool = True) -> tuple[str, ...]:
@@ -90,7 +97,8 @@ def check_words(path: str, value: Sequence[str], *, empty_word: bool = True) -> 
     if isinstance(value, (str, bytes)):
         word = value if isinstance(value, str) else value.decode(errors="replace")
         raise InvalidConfigError(
-            f"{path} is the single text {word!r}, a sequence of words is expected, as {word.split()!r}", path=path
+            f"{path} is the single text {word!r}, a sequence of words is expected, as {word.split()!r}",
+            path=path,
         )
     words = tuple(value)
     for index, word in enumerate(words):
@@ -115,7 +123,9 @@ def _check_text(path: str, value: str) -> None:
     if not isinstance(value, str):
         raise InvalidConfigError(f"{path} is {value!r}, a text is expected", path=path)
     if "\0" in value:
-        raise InvalidConfigError(f"{path} holds a NUL character, which no path, name or argument can", path=path)
+        raise InvalidConfigError(
+            f"{path} holds a NUL character, which no path, name or argument can", path=path
+        )
 
 
 def _nearest(value: str, choices: Sequence[str]) -> str:
@@ -146,8 +156,16 @@ def convert_document(document: Mapping[str, Any], kind: type[_Document]) -> _Doc
         if unknown:
             fields = _fields_at(kind, where)
             path = ".".join(part for part in (where, unknown[1]) if part)
-            raise InvalidConfigError(f"{path} is no known field{_nearest(unknown[1], fields)}", path=path) from error
-        raise InvalidConfigError(f"{where or 'document'}: {text[:1].lower()}{text[1:]}", path=where) from error
+            raise InvalidConfigError(
+                f"{path} is no known field{_nearest(unknown[1], fields)}", path=path
+            ) from error
+        missing = _MISSING_FIELD.match(text)
+        if missing:
+            path = ".".join(part for part in (where, missing[1]) if part)
+            raise InvalidConfigError(f"{path} is missing", path=path) from error
+        raise InvalidConfigError(
+            f"{where or 'document'}: {text[:1].lower()}{text[1:]}", path=where
+        ) from error
 
 
 def _split_location(text: str) -> tuple[str, str]:

@@ -77,7 +77,8 @@ def _check_user(user: str) -> None:
     parts = user.split(":")
     if len(parts) > 2 or not all(parts) or any(character.isspace() for character in user):
         raise InvalidConfigError(
-            f"user is {user!r}, 'name', 'uid', 'name:group' or 'uid:gid' is expected, as '1000:1000'", path="user"
+            f"user is {user!r}, 'name', 'uid', 'name:group' or 'uid:gid' is expected, as '1000:1000'",
+            path="user",
         )
     for part in parts:
         if part.isdigit() and int(part) > 2**32 - 2:

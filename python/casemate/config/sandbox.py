@@ -146,7 +146,9 @@ class SandboxConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             _checks.check_integer("max_vcpus", self.max_vcpus, self.vcpus, MAX_VCPUS, "vCPUs")
         _checks.check_integer("memory_mib", self.memory_mib, MIN_MEMORY_MIB, _MAX_MEMORY_MIB, "MiB")
         if self.max_memory_mib is not None:
-            _checks.check_integer("max_memory_mib", self.max_memory_mib, self.memory_mib, _MAX_MEMORY_MIB, "MiB")
+            _checks.check_integer(
+                "max_memory_mib", self.max_memory_mib, self.memory_mib, _MAX_MEMORY_MIB, "MiB"
+            )
         if self.hotplug_ports is not None:
             _checks.check_integer("hotplug_ports", self.hotplug_ports, 0, MAX_HOTPLUG_PORTS, "ports")
 
@@ -177,7 +179,8 @@ class SandboxConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         for name, now in (("max_vcpus", self.vcpus), ("max_memory_mib", self.memory_mib)):
             if getattr(self, name) not in (None, now):
                 raise InvalidConfigError(
-                    f"{name} is {getattr(self, name)}, microvm can't grow: use {now}, or machine 'q35'", path=name
+                    f"{name} is {getattr(self, name)}, microvm can't grow: use {now}, or machine 'q35'",
+                    path=name,
                 )
 
 
@@ -185,7 +188,11 @@ def _check_kernel_parameters(parameters: Sequence[str]) -> None:
     for index, parameter in enumerate(parameters):
         path = f"kernel_parameters[{index}]"
         outside_quotes = "".join(parameter.split('"')[::2])
-        if parameter.count('"') % 2 or len(outside_quotes.split()) > 1 or outside_quotes.strip() != outside_quotes:
+        if (
+            parameter.count('"') % 2
+            or len(outside_quotes.split()) > 1
+            or outside_quotes.strip() != outside_quotes
+        ):
             raise InvalidConfigError(
                 f"{path} is {parameter!r}, one parameter is expected, with spaces only inside double quotes;"
                 f" give several as {parameter.split()!r}",

@@ -102,7 +102,8 @@ def choose_kernel(kernels: Iterable[AptKernel], series: str | None) -> AptKernel
     if not matching:
         offered = ", ".join(sorted({kernel.series for kernel in known}, key=version_key)) or "none"
         raise InvalidConfigError(
-            f"kernel series {series} is not offered by this host's package lists; they have: {offered}", path="kernel"
+            f"kernel series {series} is not offered by this host's package lists; they have: {offered}",
+            path="kernel",
         )
     best = min(_FLAVOURS.index(kernel.flavour) for kernel in matching)
     return max(
@@ -142,11 +143,15 @@ class Apt:
             self._update("the package lists have no kernel")
             kernels = self._query()
         if not kernels:
-            raise UnsupportedError("apt offers no cloud or generic kernel for amd64", capability="kernel package")
+            raise UnsupportedError(
+                "apt offers no cloud or generic kernel for amd64", capability="kernel package"
+            )
         return kernels
 
     def _query(self) -> tuple[AptKernel, ...]:
-        found = self._run("apt-cache", "search", "--names-only", r"^linux-image-[0-9].*-(cloud-amd64|generic)$")
+        found = self._run(
+            "apt-cache", "search", "--names-only", r"^linux-image-[0-9].*-(cloud-amd64|generic)$"
+        )
         names = [line.split(" ", 1)[0] for line in found.output.splitlines()]
         names = [name for name in names if _KERNEL_NAME.fullmatch(name)]
         if not names:
@@ -155,9 +160,7 @@ class Apt:
 
     def _update(self, reason: str) -> None:
         if os.geteuid() != 0:
-            raise UnsupportedError(
-                f"{reason}; run once: sudo apt-get update", capability="apt package lists"
-            )
+            raise UnsupportedError(f"{reason}; run once: sudo apt-get update", capability="apt package lists")
         self._report("package lists", 0, 0)
         result = self._run("apt-get", *_OPTIONS, "update", deadline_s=_FETCH_DEADLINE_S)
         if result.status != 0:
@@ -182,7 +185,8 @@ class Apt:
         files = tuple(sorted(directory.glob("*.deb")))
         if result.status != 0 or len(files) != len(wanted):
             raise UnsupportedError(
-                f"apt-get could not download {' '.join(wanted)}: {result.error_text}", capability="kernel package"
+                f"apt-get could not download {' '.join(wanted)}: {result.error_text}",
+                capability="kernel package",
             )
         return files
 

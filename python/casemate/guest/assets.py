@@ -125,6 +125,7 @@ def resolve(
         agent: Program to put in as ``/init``; the one of this installation by default.
         progress: Told of downloads, ``(step, done, total)``.
         refresh: Look for a newer kernel of the series though one is cached.
+
     Raises:
         InvalidConfigError: Unknown series or machine; a file that is missing, cut short or not what it should be.
         UnsupportedError: No kernel or agent can be had, or the kernel lacks what a guest needs; the text has the cure.
@@ -201,12 +202,18 @@ def _choose(
             from casemate.guest.kernel import ensure_kernel
 
             entry = ensure_kernel(
-                store, wanted, machine=machine, timeout_factor=timeout_factor, progress=progress, refresh=refresh
+                store,
+                wanted,
+                machine=machine,
+                timeout_factor=timeout_factor,
+                progress=progress,
+                refresh=refresh,
             )
         return _of_entry(store, entry)
     if "/" not in wanted and not isinstance(kernel, os.PathLike) and not os.path.exists(wanted):
         raise InvalidConfigError(
-            f"kernel is {wanted!r}: auto, a series such as 6.12, or the path of a kernel is expected", path="kernel"
+            f"kernel is {wanted!r}: auto, a series such as 6.12, or the path of a kernel is expected",
+            path="kernel",
         )
     from casemate.guest.user_kernel import choose_user_kernel
 
@@ -225,7 +232,12 @@ def _of_entry(store: Store, entry: KernelEntry) -> ChosenKernel:
 
 
 def _with_own_initrd(
-    assets: GuestAssets, store: Store, chosen: ChosenKernel, program: Path, machine: str, timeout_factor: float
+    assets: GuestAssets,
+    store: Store,
+    chosen: ChosenKernel,
+    program: Path,
+    machine: str,
+    timeout_factor: float,
 ) -> GuestAssets:
     agent_digest = store.facts(program, FileDigest, lambda: FileDigest.of(program)).sha256
     key = f"{chosen.id}-{machine}-{agent_digest[:32]}-v{INITRD_VERSION}"

@@ -36,7 +36,9 @@ def make_initrd(
             program = agent.read_bytes()
         except OSError as exc:
             raise HostError(
-                f"the guest agent {agent} can't be read: {exc.strerror}", errno=exc.errno or 0, target=str(agent)
+                f"the guest agent {agent} can't be read: {exc.strerror}",
+                errno=exc.errno or 0,
+                target=str(agent),
             ) from exc
         check_agent(program, path=str(agent))
         tree, read_module = _open(kernel)
@@ -44,7 +46,9 @@ def make_initrd(
             plan = modules.plan_modules(modules.module_set(machine), tree)
             archive = build_initrd(program, plan, read_module)
         except elf.ElfError as exc:
-            raise InvalidConfigError(f"a module of kernel {kernel.release} is damaged: {exc}", path="kernel") from exc
+            raise InvalidConfigError(
+                f"a module of kernel {kernel.release} is damaged: {exc}", path="kernel"
+            ) from exc
         record = InitrdRecord(
             key=key,
             initrd_bytes=len(archive),

@@ -46,6 +46,7 @@ def run_command(
         deadline_s: Seconds after which it is killed.
         directory: Where it runs.
         on_status_line: Gets each line that it writes to a pipe of its own; ``{status_fd}`` in ``argv`` becomes the number of that.
+
     Raises:
         UnsupportedError: The tool is not installed.
         DeadlineExceededError: It was killed at the deadline.
@@ -120,7 +121,9 @@ def _drain(
         status = process.wait(max(0.1, started + deadline_s - time.monotonic()))
     except subprocess.TimeoutExpired as exc:
         raise _too_slow(tool, deadline_s) from exc
-    output, errors = (bytes(kept[pipe.fileno()]).decode("utf-8", "replace") for pipe in (process.stdout, process.stderr))
+    output, errors = (
+        bytes(kept[pipe.fileno()]).decode("utf-8", "replace") for pipe in (process.stdout, process.stderr)
+    )
     return CommandResult(status, output, errors)
 
 

@@ -20,6 +20,7 @@ def decompress(data: bytes, *, format: str, max_bytes: int, native: Decompress |
         format: ``gzip``, ``xz``, ``zstd`` or ``lz4-legacy``.
         max_bytes: The result may not be longer.
         native: For zstd and lz4; :func:`casemate._core.decompress` by default.
+
     Raises:
         InvalidConfigError: Damaged, cut short, or longer than ``max_bytes``.
     Blocks: for the decompression.

@@ -11,7 +11,17 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
-__all__ = ["HEADER_BYTES", "CpioError", "Member", "directory", "file", "node", "read_header", "symlink", "write"]
+__all__ = [
+    "HEADER_BYTES",
+    "CpioError",
+    "Member",
+    "directory",
+    "file",
+    "node",
+    "read_header",
+    "symlink",
+    "write",
+]
 
 HEADER_BYTES = 110
 MAGICS = (b"070701", b"070702")

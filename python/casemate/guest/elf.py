@@ -49,8 +49,8 @@ class _Header(msgspec.Struct, frozen=True):
 def _read_header(data: Data) -> _Header:
     if len(data) < _HEADER.size:
         raise ElfError(f"{len(data)} bytes, too short for an ELF header")
-    ident, _, machine, _, _, phoff, shoff, _, _, phentsize, phnum, shentsize, shnum, shstrndx = _HEADER.unpack_from(
-        data
+    ident, _, machine, _, _, phoff, shoff, _, _, phentsize, phnum, shentsize, shnum, shstrndx = (
+        _HEADER.unpack_from(data)
     )
     if ident[:4] != b"\x7fELF":
         raise ElfError("no ELF magic")
@@ -65,7 +65,9 @@ def _read_header(data: Data) -> _Header:
 
 def _programs(data: Data, header: _Header) -> Iterator[tuple[int, int, int]]:
     for index in range(header.program_count):
-        kind, _, offset, _, _, size, _, _ = _PROGRAM.unpack_from(data, header.program_offset + index * _PROGRAM.size)
+        kind, _, offset, _, _, size, _, _ = _PROGRAM.unpack_from(
+            data, header.program_offset + index * _PROGRAM.size
+        )
         yield kind, offset, size
 
 

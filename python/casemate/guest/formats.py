@@ -67,7 +67,9 @@ def open_mapped(path: Path, *, field: str) -> Iterator[memoryview]:
         if isinstance(exc, HostError):
             raise
         raise HostError(
-            f"{field} {path} can't be read: {os.strerror(exc.errno or 0)}", errno=exc.errno or 0, target=str(path)
+            f"{field} {path} can't be read: {os.strerror(exc.errno or 0)}",
+            errno=exc.errno or 0,
+            target=str(path),
         ) from exc
 
 
@@ -95,7 +97,8 @@ def _check_bzimage(data: memoryview, path: Path) -> KernelFile:
     image = vmlinux.parse_bzimage(data[: 64 << 10], path=str(path))
     if len(data) < image.size_bytes:
         raise InvalidConfigError(
-            f"kernel {path} is cut short: {len(data)} bytes, its header says {image.size_bytes}", path="kernel"
+            f"kernel {path} is cut short: {len(data)} bytes, its header says {image.size_bytes}",
+            path="kernel",
         )
     return KernelFile(form="bzimage", release=image.release)
 
@@ -107,10 +110,13 @@ def _check_vmlinux(data: memoryview, path: Path) -> KernelFile:
             raise elf.ElfError(f"cut short: {len(data)} bytes, {needed} expected")
         entry = elf.find_pvh_entry(data)
     except elf.ElfError as exc:
-        raise InvalidConfigError(f"kernel {path} is not a whole x86-64 vmlinux: {exc}", path="kernel") from exc
+        raise InvalidConfigError(
+            f"kernel {path} is not a whole x86-64 vmlinux: {exc}", path="kernel"
+        ) from exc
     if entry is None:
         raise InvalidConfigError(
-            f"kernel {path} has no PVH entry (built without CONFIG_PVH); use its bzImage instead", path="kernel"
+            f"kernel {path} has no PVH entry (built without CONFIG_PVH); use its bzImage instead",
+            path="kernel",
         )
     found = re.search(rb"Linux version (\d[!-~]*)", data)
     release = found.group(1).decode("ascii", "replace") if found else ""
@@ -126,7 +132,9 @@ def _embedded_config(data: memoryview) -> str:
     start = found.start() + 8
     stream = zlib.decompressobj(wbits=31)
     try:
-        return stream.decompress(data[start : start + _MAX_CONFIG_BYTES], _MAX_CONFIG_BYTES).decode("utf-8", "replace")
+        return stream.decompress(data[start : start + _MAX_CONFIG_BYTES], _MAX_CONFIG_BYTES).decode(
+            "utf-8", "replace"
+        )
     except zlib.error:
         return ""  # the marker may be a string of code that reads such files; then there is no configuration
 

@@ -35,6 +35,7 @@ def find_host_kernel(
 
     Args:
         running: Release that is tried first; this host's by default.
+
     Raises:
         UnsupportedError: None can; the text says what each lacks.
     Blocks: for reading directories and a few modules.
@@ -64,7 +65,8 @@ def find_host_kernel(
 def _check(release: str, image: Path, boot: Path, modules_root: Path, machine: str) -> HostKernel:
     formats.check_kernel(image)
     config_path = next(
-        (path for path in (boot / f"config-{release}", modules_root / release / "config") if path.is_file()), None
+        (path for path in (boot / f"config-{release}", modules_root / release / "config") if path.is_file()),
+        None,
     )
     config = config_path.read_text("utf-8", "replace") if config_path else ""
     directory = modules_root / release

@@ -37,7 +37,8 @@ def check_agent(agent: bytes, *, path: str) -> None:
         raise UnsupportedError(f"{path} can't be the guest agent: {exc}", capability="guest agent") from exc
     if needed > len(agent):
         raise UnsupportedError(
-            f"{path} can't be the guest agent: {len(agent)} bytes, {needed} expected", capability="guest agent"
+            f"{path} can't be the guest agent: {len(agent)} bytes, {needed} expected",
+            capability="guest agent",
         )
     if linked:
         raise UnsupportedError(
@@ -54,9 +55,25 @@ def build_initrd(agent: bytes, plan: ModulePlan, read_module: Callable[[str], by
         plan: Modules to put in.
         read_module: Returns the uncompressed content of a planned module's ``path``.
     """
-    directories = ("dev", "proc", "sys", "run", "tmp", "etc", "mnt", "root", "lib", "lib/casemate", _MODULES_DIRECTORY)
+    directories = (
+        "dev",
+        "proc",
+        "sys",
+        "run",
+        "tmp",
+        "etc",
+        "mnt",
+        "root",
+        "lib",
+        "lib/casemate",
+        _MODULES_DIRECTORY,
+    )
     members = [cpio.directory(name, 0o1777 if name == "tmp" else 0o755) for name in directories]
-    members += [cpio.node("dev/console", 5, 1), cpio.node("dev/null", 1, 3, 0o666), cpio.file("init", agent, 0o755)]
+    members += [
+        cpio.node("dev/console", 5, 1),
+        cpio.node("dev/null", 1, 3, 0o666),
+        cpio.file("init", agent, 0o755),
+    ]
     members.append(cpio.file("lib/casemate/modules.list", modules_list(plan.boot + plan.rootfs).encode()))
     members.append(cpio.file("lib/casemate/modules.demand", modules_list(plan.demand).encode()))
     members += [

@@ -36,6 +36,7 @@ def ensure_kernel(
         machine: For the choice among the host's own kernels.
         refresh: Look for a newer one though there is one.
         apt: Where packages come from; this host's by default.
+
     Raises:
         InvalidConfigError: Nobody offers that series.
         UnsupportedError: No kernel can be had; the text says what to do.
@@ -111,7 +112,9 @@ def add_deb(store: Store, package: Path, digest: str, *, timeout_factor: float =
         if known is not None:
             return known
         with store.staging("kernel") as staging:
-            return _publish_unpacked(store, staging, (package,), f"package {package}", kernel_id, timeout_factor)
+            return _publish_unpacked(
+                store, staging, (package,), f"package {package}", kernel_id, timeout_factor
+            )
 
 
 def _publish_unpacked(
@@ -144,7 +147,9 @@ def _publish(store: Store, made: Path, *, release: str, source: str, kernel_id: 
         content = vmlinux.extract_vmlinux(image.read_bytes(), path=source)
         has_entry = elf.find_pvh_entry(content) is not None
     except UnsupportedError:
-        has_entry = False  # packed in a way that only the kernel's own unpacker knows: it boots, a little slower
+        has_entry = (
+            False  # packed in a way that only the kernel's own unpacker knows: it boots, a little slower
+        )
     if has_entry:
         name = "vmlinux"
         (made / name).write_bytes(content)
@@ -161,7 +166,9 @@ def _publish(store: Store, made: Path, *, release: str, source: str, kernel_id: 
     )
 
 
-def add_bzimage(store: Store, image: Path, release: str, digest: str, *, timeout_factor: float = 1.0) -> KernelEntry:
+def add_bzimage(
+    store: Store, image: Path, release: str, digest: str, *, timeout_factor: float = 1.0
+) -> KernelEntry:
     """Put a user's bzImage, whose SHA-256 is ``digest``, unpacked into the cache; without modules."""
     kernel_id = f"file-{digest[:32]}"
     with store.lock("kernel", deadline_s=_LOCK_DEADLINE_S * timeout_factor):

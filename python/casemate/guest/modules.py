@@ -76,7 +76,9 @@ def module_set(machine: str) -> ModuleSet:
         return _SETS[machine]
     except KeyError:
         known = ", ".join(sorted(_SETS))
-        raise InvalidConfigError(f"machine is {machine!r}, one of {known} is expected", path="machine") from None
+        raise InvalidConfigError(
+            f"machine is {machine!r}, one of {known} is expected", path="machine"
+        ) from None
 
 
 def normalise_name(text: str) -> str:
@@ -224,14 +226,18 @@ def _add(name: str, tree: ModuleTree, seen: dict[str, PlannedModule], chain: tup
     if name in seen or name not in tree.paths:
         return
     if name in chain:
-        raise InvalidConfigError(f"modules of kernel {tree.release} need each other: {' -> '.join((*chain, name))}")
+        raise InvalidConfigError(
+            f"modules of kernel {tree.release} need each other: {' -> '.join((*chain, name))}"
+        )
     depends = []
     for entry in tree.depends(name):
         soft, needed = entry.startswith("?"), normalise_name(entry.removeprefix("?"))
         if soft and needed in (*chain, name):
             continue
         if not soft and not tree.has(needed):
-            raise InvalidConfigError(f"module {name} of kernel {tree.release} needs {needed}, which is not there")
+            raise InvalidConfigError(
+                f"module {name} of kernel {tree.release} needs {needed}, which is not there"
+            )
         _add(needed, tree, seen, (*chain, name))
         if needed in seen:
             depends.append(seen[needed].file_name)

@@ -117,7 +117,9 @@ class Store:
 
     def list_initrds(self) -> tuple[InitrdRecord, ...]:
         """All initrds, by key."""
-        keys = sorted(name.removesuffix(".json") for name in _names(self.root / "initrds") if name.endswith(".json"))
+        keys = sorted(
+            name.removesuffix(".json") for name in _names(self.root / "initrds") if name.endswith(".json")
+        )
         return tuple(record for key in keys if (record := self.read_initrd(key)) is not None)
 
     def facts(self, path: Path, kind: type[T], find: Callable[[], T]) -> T:

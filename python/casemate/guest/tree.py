@@ -57,7 +57,9 @@ class DiskTree:
         try:
             content = file.read_bytes()
             if file.suffix in formats:
-                content = compression.decompress(content, format=formats[file.suffix], max_bytes=_MAX_MODULE_BYTES)
+                content = compression.decompress(
+                    content, format=formats[file.suffix], max_bytes=_MAX_MODULE_BYTES
+                )
             elf.read_sections(content)
         except (OSError, InvalidConfigError, elf.ElfError) as exc:
             raise InvalidConfigError(f"kernel module {file} can't be used: {exc}", path="kernel") from exc

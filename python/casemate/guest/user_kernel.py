@@ -76,7 +76,9 @@ def _module_directories(store: Store, path: Path, release: str) -> tuple[Path, .
         return ()
     beside = (path.parent / "modules", path.parent / "lib/modules" / release, Path("/lib/modules") / release)
     cached = (
-        store.kernel_directory(entry.id) / "modules" for entry in store.list_kernels() if entry.release == release
+        store.kernel_directory(entry.id) / "modules"
+        for entry in store.list_kernels()
+        if entry.release == release
     )
     return tuple(directory for directory in (*beside, *cached) if directory.is_dir())[:1]
 

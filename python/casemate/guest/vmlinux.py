@@ -58,6 +58,7 @@ def parse_bzimage(data: bytes | memoryview, *, path: str) -> BzImage:
     Args:
         data: The image, or so much of its start that header and release string are in it (32 KiB).
         path: For the error text.
+
     Raises:
         InvalidConfigError: No bzImage, or one of a boot protocol before 2.08 (2008).
     """
@@ -66,10 +67,14 @@ def parse_bzimage(data: bytes | memoryview, *, path: str) -> BzImage:
         raise InvalidConfigError(f"{path} is not a bzImage: no HdrS in its setup header", path="kernel")
     setup_sectors = head[0x1F1] or 4
     (system_paragraphs,) = struct.unpack_from("<I", head, 0x1F4)
-    protocol, version_pointer = struct.unpack_from("<H", head, 0x206)[0], struct.unpack_from("<H", head, 0x20E)[0]
+    protocol, version_pointer = (
+        struct.unpack_from("<H", head, 0x206)[0],
+        struct.unpack_from("<H", head, 0x20E)[0],
+    )
     if protocol < _PAYLOAD_PROTOCOL:
         raise InvalidConfigError(
-            f"{path} has boot protocol {protocol >> 8}.{protocol & 0xFF:02}, 2.08 or newer is expected", path="kernel"
+            f"{path} has boot protocol {protocol >> 8}.{protocol & 0xFF:02}, 2.08 or newer is expected",
+            path="kernel",
         )
     payload_offset, payload_bytes = struct.unpack_from("<II", head, 0x248)
     start = (setup_sectors + 1) * 512
@@ -89,6 +94,7 @@ def extract_vmlinux(data: bytes | memoryview, *, path: str, decompress: Decompre
         data: The whole image.
         path: Where it came from, for error texts.
         decompress: For lz4 and zstd; the native one by default.
+
     Raises:
         InvalidConfigError: Not a bzImage, cut short, or its payload damaged or not a whole ELF file; ``path`` names it.
     Blocks: for the decompression, 0.1 to 2 s.
@@ -97,23 +103,29 @@ def extract_vmlinux(data: bytes | memoryview, *, path: str, decompress: Decompre
     end = image.payload_offset_bytes + image.payload_bytes
     if len(data) < image.size_bytes or len(data) < end:
         raise InvalidConfigError(
-            f"{path} is cut short: {len(data)} bytes, its header says {max(image.size_bytes, end)}", path="kernel"
+            f"{path} is cut short: {len(data)} bytes, its header says {max(image.size_bytes, end)}",
+            path="kernel",
         )
     payload = bytes(data[image.payload_offset_bytes : end])
     expected_bytes = int.from_bytes(payload[-4:], "little")
     if not 0 < expected_bytes <= MAX_VMLINUX_BYTES:
-        raise InvalidConfigError(f"{path} says its kernel is {expected_bytes} bytes when unpacked", path="kernel")
+        raise InvalidConfigError(
+            f"{path} says its kernel is {expected_bytes} bytes when unpacked", path="kernel"
+        )
     vmlinux = _unpack(payload, expected_bytes, path=path, decompress=decompress)
     if len(vmlinux) != expected_bytes:
         raise InvalidConfigError(
-            f"{path} is damaged: its kernel unpacks to {len(vmlinux)} bytes, {expected_bytes} expected", path="kernel"
+            f"{path} is damaged: its kernel unpacks to {len(vmlinux)} bytes, {expected_bytes} expected",
+            path="kernel",
         )
     try:
         needed = elf.required_bytes(vmlinux)
     except elf.ElfError as exc:
         raise InvalidConfigError(f"{path} does not hold an x86-64 kernel: {exc}", path="kernel") from exc
     if needed > len(vmlinux):
-        raise InvalidConfigError(f"{path} holds an ELF file of {len(vmlinux)} bytes, {needed} expected", path="kernel")
+        raise InvalidConfigError(
+            f"{path} holds an ELF file of {len(vmlinux)} bytes, {needed} expected", path="kernel"
+        )
     return vmlinux
 
 
@@ -122,11 +134,14 @@ def _unpack(payload: bytes, expected_bytes: int, *, path: str, decompress: Decom
     if name is None:
         known = ", ".join(name for _, name in _FORMATS)
         raise InvalidConfigError(
-            f"{path} is compressed in a way that is not known ({payload[:4].hex()}); expected one of {known}", path="kernel"
+            f"{path} is compressed in a way that is not known ({payload[:4].hex()}); expected one of {known}",
+            path="kernel",
         )
     # gzip ends in the size by itself; after the other formats the kernel's build appends it.
     body = payload if name == "gzip" else payload[:-4]
     try:
         return compression.decompress(body, format=name, max_bytes=expected_bytes, native=decompress)
     except InvalidConfigError as exc:
-        raise InvalidConfigError(f"{path} is damaged: its {name} payload can't be unpacked: {exc}", path="kernel") from exc
+        raise InvalidConfigError(
+            f"{path} is damaged: its {name} payload can't be unpacked: {exc}", path="kernel"
+        ) from exc

@@ -81,7 +81,9 @@ def _read(path: Path, max_bytes: int) -> str:
         with path.open("rb") as file:
             return file.read(max_bytes).decode("ascii", "replace")
     except OSError as error:
-        raise HostError(f"{path} can't be read: {error.strerror}", errno=error.errno or 0, target=str(path)) from error
+        raise HostError(
+            f"{path} can't be read: {error.strerror}", errno=error.errno or 0, target=str(path)
+        ) from error
 
 
 def _try_kvm(device: Path) -> str:

@@ -10,6 +10,7 @@
 mod apply;
 mod decompress;
 mod error;
+mod read;
 mod stream;
 mod tar;
 mod tree;
@@ -18,6 +19,7 @@ use std::path::Path;
 
 pub use decompress::{Format, decompress};
 pub use error::ArchiveError;
+pub use read::{read_file, remove_tree};
 pub use stream::Progress;
 
 /// What bounds one layer.

@@ -44,7 +44,7 @@ pub fn unpack_layer(
     });
     match (unpacked, raised) {
         (Err(ArchiveError::Stopped), Some(error)) => Err(error.into()),
-        (unpacked, _) => unpacked.map_err(|error| layer_error(&error, digest)),
+        (unpacked, _) => unpacked.map_err(|error| archive_error(&error, Some(digest))),
     }
 }
 
@@ -70,12 +70,29 @@ pub fn decompress<'py>(
     Ok(PyBytes::new(py, &output))
 }
 
+#[pyfunction]
+#[pyo3(signature = (directory, path, *, max_bytes))]
+pub fn read_tree_file(
+    py: Python<'_>,
+    directory: PathBuf,
+    path: PathBuf,
+    max_bytes: u64,
+) -> Result<Option<Bound<'_, PyBytes>>, Error> {
+    let content = py.detach(|| casemate_archive::read_file(&directory, &path, max_bytes));
+    Ok(content.map_err(|error| archive_error(&error, None))?.map(|content| PyBytes::new(py, &content)))
+}
+
+#[pyfunction]
+pub fn remove_tree(py: Python<'_>, path: PathBuf) -> Result<(), Error> {
+    py.detach(|| casemate_archive::remove_tree(&path)).map_err(|error| archive_error(&error, None))
+}
+
 fn invalid(text: String, path: &str) -> Error {
     let attributes = vec![("path", Attribute::Text(path.to_owned()))];
     Error::Casemate { class: "InvalidConfigError", text, attributes }
 }
 
-fn layer_error(error: &ArchiveError, digest: String) -> Error {
+fn archive_error(error: &ArchiveError, digest: Option<String>) -> Error {
     let text = error.to_string();
     match error {
         ArchiveError::Host { errno: nix::errno::Errno::ENOSPC | nix::errno::Errno::EDQUOT, .. } => {
@@ -89,12 +106,12 @@ fn layer_error(error: &ArchiveError, digest: String) -> Error {
             Error::Casemate { class: "HostError", text, attributes }
         }
         _ => {
-            let text = format!("layer {digest}: {text}");
-            Error::Casemate {
-                class: "ImageError",
-                text,
-                attributes: vec![("digest", Attribute::Text(digest))],
-            }
+            let text = match &digest {
+                Some(digest) => format!("layer {digest}: {text}"),
+                None => text,
+            };
+            let attributes = digest.map(|digest| ("digest", Attribute::Text(digest)));
+            Error::Casemate { class: "ImageError", text, attributes: attributes.into_iter().collect() }
         }
     }
 }

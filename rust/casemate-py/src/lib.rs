@@ -5,6 +5,7 @@ mod child;
 mod connection;
 mod dial;
 mod error;
+mod host;
 mod vsock;
 mod wait;
 
@@ -21,10 +22,12 @@ mod core {
     #[pymodule_export]
     use super::dial::{accept, connect_hybrid, connect_vsock};
     #[pymodule_export]
+    use super::host::tsc_khz;
+    #[pymodule_export]
     use super::vsock::VsockBackend;
     use super::{Bound, PyModule, PyModuleMethods, PyResult};
     #[pymodule_export]
-    use crate::archive::{decompress, unpack_layer};
+    use crate::archive::{decompress, read_tree_file, remove_tree, unpack_layer};
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {

@@ -37,6 +37,9 @@ pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// From our last word to the guest's RST, as the kernel's own time-out.
 pub const CLOSE_TIMEOUT: Duration = Duration::from_secs(8);
 
+/// From the moment that the guest's window is full to the question whether it really is.
+pub const STALL_TIMEOUT: Duration = Duration::from_millis(200);
+
 /// Ports of the host's side of connections that the host began.
 const FIRST_HOST_PORT: u32 = 1 << 30;
 
@@ -245,12 +248,19 @@ impl Mux {
             State::Detached if endpoint.has_backlog() && !endpoint.is_hung_up() => Fate::Keep,
             State::Detached => Fate::Drop,
             State::Attached { stream, .. } => {
-                if endpoint.is_hung_up() {
+                let stalled = endpoint.is_readable() && stream.sendable_bytes() == 0;
+                // While the rest can be read at once, the guest is better told everything in one packet after it.
+                if endpoint.is_hung_up() && (stalled || !endpoint.is_readable()) {
                     endpoint.drop_backlog();
                     stream.on_host_deaf();
                     if !endpoint.is_readable() || !stream.guest_receives() {
                         stream.on_host_end();
                     }
+                }
+                if stalled && stream.is_starving() && connection.deadline.is_none() {
+                    let deadline = Instant::now() + STALL_TIMEOUT;
+                    connection.deadline = Some(deadline);
+                    self.deadlines.insert((deadline, id));
                 }
                 let flushed = !endpoint.has_backlog();
                 match (stream.guest_sends(), stream.guest_receives()) {
@@ -334,8 +344,10 @@ impl Mux {
         match greeting {
             // A host that has ended its side can't finish the line.
             Greeting::Partial if !connection.endpoint.is_peer_ended() => {}
-            Greeting::Connect { port, line_bytes } if self.guest_ready => {
-                if !connection.endpoint.skip(line_bytes) {
+            Greeting::Connect { port, line_bytes } => {
+                // The line is taken in any case: closing with it unread would be a reset to the dialler.
+                // A guest without a driver will never answer: closed at once, so that the dialler can try again.
+                if !connection.endpoint.skip(line_bytes) || !self.guest_ready {
                     self.remove(id);
                     return;
                 }
@@ -347,8 +359,7 @@ impl Mux {
                 }
                 self.settle(id);
             }
-            // Closed at once, so that the dialler can try again: a guest without a driver will never answer.
-            Greeting::Connect { .. } | Greeting::Malformed | Greeting::Partial => self.remove(id),
+            Greeting::Malformed | Greeting::Partial => self.remove(id),
         }
     }
 
@@ -367,13 +378,19 @@ impl Mux {
         while let Some((deadline, id)) = self.deadlines.first().copied()
             && deadline <= now
         {
-            match self.connections.get(&id).map(|connection| &connection.state) {
-                Some(State::Attached { stream, .. }) if stream.awaits_response() || stream.is_closing() => {
-                    self.reset(id);
+            self.deadlines.remove(&(deadline, id));
+            let Some(connection) = self.connections.get_mut(&id) else { continue };
+            connection.deadline = None;
+            match &mut connection.state {
+                State::Attached { stream, .. } if stream.awaits_response() || stream.is_closing() => {
+                    self.reset(id)
+                }
+                State::Attached { stream, .. } if !stream.is_requested() => {
+                    stream.on_stall();
+                    self.settle(id);
                 }
                 _ => self.remove(id),
             }
-            self.deadlines.remove(&(deadline, id));
         }
     }
 
@@ -520,7 +537,6 @@ impl Mux {
         }
         let limit_bytes = stream.sendable_bytes();
         if limit_bytes == 0 {
-            stream.on_no_credit();
             return true;
         }
         (header.buf_alloc, header.fwd_cnt) = stream.tell_credit();

@@ -160,10 +160,18 @@ impl Stream {
         if may && self.open_due.is_none() { self.credit() as usize } else { 0 }
     }
 
-    /// The host has data that the guest's window does not admit: ask once for an update.
-    pub fn on_no_credit(&mut self) {
+    /// Whether only the guest's window keeps data back, and it was not asked yet.
+    #[must_use]
+    pub fn is_starving(&self) -> bool {
         let may = self.phase == Phase::Open && self.host_sends() && self.guest_receives();
-        if may && self.open_due.is_none() && !self.credit_requested {
+        may && self.open_due.is_none() && self.credit() == 0 && !self.credit_requested
+    }
+
+    /// The window has been full for a while: ask for an update, once until there is room again.
+    ///
+    /// Linux tells by itself as its reader goes on, so asking at once would only cost packets.
+    pub fn on_stall(&mut self) {
+        if self.is_starving() {
             self.credit_requested = true;
             self.credit_request_due = true;
         }
@@ -333,8 +341,8 @@ mod tests {
         let mut stream = opened();
         stream.send(4096);
         assert_eq!(stream.sendable_bytes(), 0);
-        stream.on_no_credit();
-        stream.on_no_credit();
+        stream.on_stall();
+        stream.on_stall();
         assert_eq!(stream.next_control(), Some((Op::CreditRequest, 0)));
         assert_eq!(stream.next_control(), None);
         stream.on_packet(&Header { fwd_cnt: 100, ..packet(Op::CreditUpdate, 0) });
@@ -403,7 +411,7 @@ mod tests {
                 match choice {
                     0 => stream.on_host_end(),
                     1 => stream.on_host_deaf(),
-                    _ => stream.on_no_credit(),
+                    _ => stream.on_stall(),
                 }
                 while stream.next_control().is_some() {
                     stream.tell_credit();

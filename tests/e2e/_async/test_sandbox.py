@@ -30,10 +30,17 @@ def looping(image: str, name: str = "main") -> ContainerConfig:
     return ContainerConfig(name=name, image=image, command=("cat",))
 
 
-async def test_run_when_command_writes_then_output_and_status_are_its_own(busybox: str, settings: Settings) -> None:
+async def test_run_when_command_writes_then_output_and_status_are_its_own(
+    busybox: str, settings: Settings
+) -> None:
     result = await async_run(
-        busybox, ["sh", "-c", "cat; echo $GREETING; id -u; pwd; echo err >&2; exit 7"],
-        env={"GREETING": "hello"}, user="1000:1000", cwd="/tmp", input="in\n", settings=settings,
+        busybox,
+        ["sh", "-c", "cat; echo $GREETING; id -u; pwd; echo err >&2; exit 7"],
+        env={"GREETING": "hello"},
+        user="1000:1000",
+        cwd="/tmp",
+        input="in\n",
+        settings=settings,
     )
     assert (result.exit_code, result.stdout, result.stderr) == (7, "in\nhello\n1000\n/tmp\n", "err\n")
     names = [phase.name for phase in result.timings]
@@ -42,7 +49,9 @@ async def test_run_when_command_writes_then_output_and_status_are_its_own(busybo
     assert not list((settings.state_root / "sandboxes").iterdir())
 
 
-async def test_sandbox_when_used_then_every_operation_is_seen_in_the_guest(busybox: str, settings: Settings) -> None:
+async def test_sandbox_when_used_then_every_operation_is_seen_in_the_guest(
+    busybox: str, settings: Settings
+) -> None:
     config = SandboxConfig(name="whole", hostname="inside")
     async with await AsyncSandbox.create(
         config, containers=(looping(busybox),), start=True, settings=settings
@@ -85,9 +94,13 @@ async def test_sandbox_when_used_then_every_operation_is_seen_in_the_guest(busyb
     await sandbox.aclose()
 
 
-async def test_process_when_it_has_a_terminal_then_size_and_echo_are_real(busybox: str, settings: Settings) -> None:
+async def test_process_when_it_has_a_terminal_then_size_and_echo_are_real(
+    busybox: str, settings: Settings
+) -> None:
     container = ContainerConfig(
-        image=busybox, command=("sh", "-c", "test -t 0 && test -t 1 && echo tty; read x; stty size"), terminal=True
+        image=busybox,
+        command=("sh", "-c", "test -t 0 && test -t 1 && echo tty; read x; stty size"),
+        terminal=True,
     )
     async with await AsyncSandbox.create(containers=(container,), start=True, settings=settings) as sandbox:
         process = sandbox.container().process
@@ -140,8 +153,12 @@ async def test_start_when_command_cannot_be_executed_then_exit_code_is_that_of_a
     assert not list((settings.state_root / "sandboxes").iterdir())
 
 
-async def test_exec_when_command_is_unknown_then_the_container_goes_on(busybox: str, settings: Settings) -> None:
-    async with await AsyncSandbox.create(containers=(looping(busybox),), start=True, settings=settings) as sandbox:
+async def test_exec_when_command_is_unknown_then_the_container_goes_on(
+    busybox: str, settings: Settings
+) -> None:
+    async with await AsyncSandbox.create(
+        containers=(looping(busybox),), start=True, settings=settings
+    ) as sandbox:
         container = sandbox.container()
         with pytest.raises(CommandError) as caught:
             await container.exec(["nope"])
@@ -153,11 +170,15 @@ async def test_exec_when_command_is_unknown_then_the_container_goes_on(busybox: 
         assert (await container.exec(["echo", "on"], capture=True)).stdout == "on\n"
 
 
-async def test_exec_when_a_megabyte_goes_both_ways_then_it_comes_back_whole(busybox: str, settings: Settings) -> None:
+async def test_exec_when_a_megabyte_goes_both_ways_then_it_comes_back_whole(
+    busybox: str, settings: Settings
+) -> None:
     data = bytes(range(256)) * 8192
-    async with await AsyncSandbox.create(containers=(looping(busybox),), start=True, settings=settings) as sandbox:
-        result = await sandbox.container().exec(["cat"], capture=True, input=data, text=False)
-        assert result.stdout == data
+    async with await AsyncSandbox.create(
+        containers=(looping(busybox),), start=True, settings=settings
+    ) as sandbox:
+        result = await sandbox.container().exec(["cat"], capture=True, input=data)
+        assert result.stdout_bytes == data
 
 
 async def test_attach_when_another_owns_the_sandbox_then_exec_works_and_closing_leaves_it(
@@ -175,7 +196,9 @@ async def test_attach_when_another_owns_the_sandbox_then_exec_works_and_closing_
         await AsyncSandbox.attach("shared", settings=settings)
 
 
-async def test_create_when_name_is_taken_then_the_first_is_left_alone(busybox: str, settings: Settings) -> None:
+async def test_create_when_name_is_taken_then_the_first_is_left_alone(
+    busybox: str, settings: Settings
+) -> None:
     config = SandboxConfig(name="twice")
     async with await AsyncSandbox.create(config, settings=settings) as sandbox:
         with pytest.raises(AlreadyExistsError):

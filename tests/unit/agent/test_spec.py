@@ -8,7 +8,6 @@ from casemate.agent.messages import CreateContainerRequest, User, encode
 from casemate.agent.spec import CAPABILITIES, build_process, build_spec, build_storages
 
 
-
 def test_build_process_when_root_then_capabilities_are_effective() -> None:
     made = build_process(("sh",), (), "/", User(), terminal=False)
     assert made.capabilities is not None

@@ -16,10 +16,24 @@ from casemate.bench.report import Figure, Report, percentile, ratios, summarize,
 def example() -> Report:
     ours, peer = summarize([2.0, 4.0, 3.0], [1.0]), summarize([1.0, 2.0, 3.0])
     figure = Figure(
-        name="first_byte", unit="ms", better="lower", n=3, failures=0, ours=ours, peers={"floor": peer}, ratio=ratios(ours, {"floor": peer})
+        name="first_byte",
+        unit="ms",
+        better="lower",
+        n=3,
+        failures=0,
+        ours=ours,
+        peers={"floor": peer},
+        ratio=ratios(ours, {"floor": peer}),
     )
     phase = Figure(name="phase_plan", unit="ms", better="lower", n=3, failures=0, ours=summarize([1.0]))
-    return Report(bench="startup", boundary="b", host={}, versions={"v": "<1>"}, figures=(figure, phase), absent={"go": "no go"})
+    return Report(
+        bench="startup",
+        boundary="b",
+        host={},
+        versions={"v": "<1>"},
+        figures=(figure, phase),
+        absent={"go": "no go"},
+    )
 
 
 @pytest.mark.parametrize(("share", "value"), [(0.0, 1.0), (0.5, 2.5), (1.0, 4.0), (0.9, 3.7)])
@@ -53,7 +67,7 @@ def test_svg_then_text_is_escaped_and_every_side_is_drawn() -> None:
 
 def test_byte_program_when_executed_then_prints_its_byte_and_ends(tmp_path: Path) -> None:
     program = tmp_path / "byte"
-    program.write_bytes(floor.byte_program(bytes.fromhex("b83c000000" "31ff" "0f05")))
+    program.write_bytes(floor.byte_program(bytes.fromhex("b83c00000031ff0f05")))
     program.chmod(0o755)
     done = subprocess.run([program], capture_output=True, timeout=10)
     assert (done.returncode, done.stdout) == (0, floor.BYTE)

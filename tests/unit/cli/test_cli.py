@@ -94,4 +94,6 @@ def test_main_when_use_is_wrong_then_status_and_reason(
 ) -> None:
     assert main(words) == status
     assert said in capsys.readouterr().err
-    assert not (tmp_path / "state" / "sandboxes").exists() or not list((tmp_path / "state" / "sandboxes").iterdir())
+    assert not (tmp_path / "state" / "sandboxes").exists() or not list(
+        (tmp_path / "state" / "sandboxes").iterdir()
+    )

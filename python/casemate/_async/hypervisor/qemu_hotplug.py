@@ -88,7 +88,9 @@ class AsyncBlockHotplug:
             finally:
                 gone.cancel()
             if event.name != "DEVICE_DELETED":
-                raise HypervisorError(f"the guest refused to let the disk {disk_id!r} go", op="qemu.detach_block")
+                raise HypervisorError(
+                    f"the guest refused to let the disk {disk_id!r} go", op="qemu.detach_block"
+                )
             node = planning.block_node(disk).name
             await client.execute("blockdev-del", {"node-name": node}, timeout_s=self._timeouts.control_s)
             del self._disks[disk_id]

@@ -89,7 +89,9 @@ class BlockHotplug:
             finally:
                 gone.cancel()
             if event.name != "DEVICE_DELETED":
-                raise HypervisorError(f"the guest refused to let the disk {disk_id!r} go", op="qemu.detach_block")
+                raise HypervisorError(
+                    f"the guest refused to let the disk {disk_id!r} go", op="qemu.detach_block"
+                )
             node = planning.block_node(disk).name
             client.execute("blockdev-del", {"node-name": node}, timeout_s=self._timeouts.control_s)
             del self._disks[disk_id]

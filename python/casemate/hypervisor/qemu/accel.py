@@ -37,10 +37,16 @@ def choose_accelerator(wanted: str, facts: HostFacts, *, pvm_kernel: bool = Fals
         raise InvalidConfigError(f"accel is {wanted!r}, 'auto', 'kvm' or 'tcg' is expected", path="accel")
     obstacle = _obstacle(facts, pvm_kernel)
     if not obstacle:
-        works = "KVM on PVM, with a kernel made for it" if _is_pvm(facts) else "KVM makes VMs and the CPU virtualises"
+        works = (
+            "KVM on PVM, with a kernel made for it"
+            if _is_pvm(facts)
+            else "KVM makes VMs and the CPU virtualises"
+        )
         return Accelerator(name="kvm", reason=works)
     if wanted == "kvm":
-        raise UnsupportedError(f"accel 'kvm' can't be used: {obstacle}; use 'tcg' or 'auto'", capability="kvm")
+        raise UnsupportedError(
+            f"accel 'kvm' can't be used: {obstacle}; use 'tcg' or 'auto'", capability="kvm"
+        )
     return Accelerator(name="tcg", reason=f"no KVM: {obstacle}")
 
 

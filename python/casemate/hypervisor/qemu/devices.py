@@ -83,7 +83,10 @@ class BlockNode(msgspec.Struct, frozen=True, kw_only=True):
 
     def properties(self) -> dict[str, Any]:
         """For ``blockdev-add``."""
-        file: dict[str, Any] = {"driver": "host_device" if self.host_device else "file", "filename": self.path}
+        file: dict[str, Any] = {
+            "driver": "host_device" if self.host_device else "file",
+            "filename": self.path,
+        }
         if self.read_only:
             file["locking"] = "off"
         return {"driver": "raw", "node-name": self.name, "read-only": self.read_only, "file": file}
@@ -92,7 +95,10 @@ class BlockNode(msgspec.Struct, frozen=True, kw_only=True):
         """For the command line."""
         properties = self.properties()
         file: Mapping[str, Value] = properties.pop("file")
-        return ["-blockdev", render(None, {**properties, **{f"file.{key}": value for key, value in file.items()}})]
+        return [
+            "-blockdev",
+            render(None, {**properties, **{f"file.{key}": value for key, value in file.items()}}),
+        ]
 
 
 class Device(msgspec.Struct, frozen=True, kw_only=True):
@@ -155,7 +161,13 @@ class VirtioBlk(Device, frozen=True, kw_only=True):
     def properties(self) -> dict[str, Value]:
         """All but the driver."""
         shared: dict[str, Value] = {"share-rw": True} if self.read_only else {}
-        return {**super().properties(), "drive": self.node, "serial": self.serial, "config-wce": False, **shared}
+        return {
+            **super().properties(),
+            "drive": self.node,
+            "serial": self.serial,
+            "config-wce": False,
+            **shared,
+        }
 
 
 class VirtioRng(Device, frozen=True, kw_only=True):

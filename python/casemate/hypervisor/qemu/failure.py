@@ -19,18 +19,38 @@ _PREFIX = re.compile(r"^(?:\(qemu\) )?(?:[^\s:]*qemu[^\s:]*): ?(?:error: )?")
 
 # What QEMU says, in the order in which it is looked for, and what that is.
 _STDERR_CAUSES = (
-    ("memory", re.compile(r"cannot allocate memory|cannot set up guest memory|failed to allocate", re.IGNORECASE)),
-    ("kernel", re.compile(r"could not open kernel file|invalid kernel header|could not load kernel|linux kernel too old"
-                          r"|error loading uncompressed kernel|elf .*not supported|Error loading .*kernel", re.IGNORECASE)),
+    (
+        "memory",
+        re.compile(r"cannot allocate memory|cannot set up guest memory|failed to allocate", re.IGNORECASE),
+    ),
+    (
+        "kernel",
+        re.compile(
+            r"could not open kernel file|invalid kernel header|could not load kernel|linux kernel too old"
+            r"|error loading uncompressed kernel|elf .*not supported|Error loading .*kernel",
+            re.IGNORECASE,
+        ),
+    ),
     ("initrd", re.compile(r"initrd|could not read.*initial ram", re.IGNORECASE)),
-    ("kvm", re.compile(r"/dev/kvm|failed to initialize kvm|KVM_|\bkvm\b.*(?:assert|fail)|accel/kvm|failed to set MSR",
-                       re.IGNORECASE)),
+    (
+        "kvm",
+        re.compile(
+            r"/dev/kvm|failed to initialize kvm|KVM_|\bkvm\b.*(?:assert|fail)|accel/kvm|failed to set MSR",
+            re.IGNORECASE,
+        ),
+    ),
     ("disk", re.compile(r"-blockdev|-drive|Could not open|failed to get .*lock", re.IGNORECASE)),
-    ("option", re.compile(r"invalid option|unsupported machine type|is not a valid device|unable to find CPU model"
-                          r"|Property '.*' not found|Invalid parameter|Parameter '.*' (?:is missing|expects)"
-                          r"|requires an argument|invalid accelerator|Invalid SMP CPUs|Invalid CPU topology"
-                          r"|invalid object type|No '.*' bus found|Bus '.*' (?:not found|does not)|smp configuration"
-                          r"|: -[a-z]", re.IGNORECASE)),
+    (
+        "option",
+        re.compile(
+            r"invalid option|unsupported machine type|is not a valid device|unable to find CPU model"
+            r"|Property '.*' not found|Invalid parameter|Parameter '.*' (?:is missing|expects)"
+            r"|requires an argument|invalid accelerator|Invalid SMP CPUs|Invalid CPU topology"
+            r"|invalid object type|No '.*' bus found|Bus '.*' (?:not found|does not)|smp configuration"
+            r"|: -[a-z]",
+            re.IGNORECASE,
+        ),
+    ),
 )
 _WORDS = {
     "memory": "the host could not give the guest's memory",
@@ -81,7 +101,9 @@ def explain(status: int | None, stderr: bytes, console: bytes) -> ExitCause:
     panic = find_panic(console)
     if panic is not None:
         return ExitCause(kind="panic", text=f"the guest kernel panicked: {panic}")
-    lines = [line for line in printable_tail(stderr).splitlines() if line.strip() and ": warning: " not in line]
+    lines = [
+        line for line in printable_tail(stderr).splitlines() if line.strip() and ": warning: " not in line
+    ]
     if status is not None and status < 0 and status not in (-signal.SIGABRT, -signal.SIGSYS):
         return ExitCause(kind="signal", text=_signal_text(-status))
     for kind, pattern in _STDERR_CAUSES:

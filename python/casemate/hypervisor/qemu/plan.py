@@ -12,7 +12,16 @@ from casemate.hypervisor import BlockAddress, BlockDevice, Capabilities, GuestAs
 from casemate.hypervisor.qemu import devices
 from casemate.hypervisor.qemu.accel import Accelerator
 
-__all__ = ["FIRST_FD", "HOTPLUG_SLOT", "VmPlan", "VsockChoice", "address_of", "capabilities", "make_plan", "pci_path"]
+__all__ = [
+    "FIRST_FD",
+    "HOTPLUG_SLOT",
+    "VmPlan",
+    "VsockChoice",
+    "address_of",
+    "capabilities",
+    "make_plan",
+    "pci_path",
+]
 
 FIRST_FD = 3
 """Descriptors in QEMU are numbered from here: QMP listener, console, vsock."""
@@ -126,7 +135,9 @@ def make_plan(
         max_memory_mib=config.max_memory_mib or config.memory_mib,
         fds=fds,
         chardevs=tuple(chardevs),
-        memory=devices.MemoryBackend(id="mem0", size_mib=config.memory_mib) if vsock.kind == "vhost-user" else None,
+        memory=devices.MemoryBackend(id="mem0", size_mib=config.memory_mib)
+        if vsock.kind == "vhost-user"
+        else None,
         rng=devices.RngBackend(id="rng0"),
         nodes=tuple(block_node(disk) for disk in all_disks),
         devices=(
@@ -219,12 +230,18 @@ def _check(
     if not uuid:
         raise InvalidConfigError("uuid is empty, a random one is expected", path="uuid")
     if vsock.kind not in _VSOCK_KINDS:
-        raise InvalidConfigError(f"vsock is {vsock.kind!r}, one of {', '.join(_VSOCK_KINDS)} is expected", path="vsock")
+        raise InvalidConfigError(
+            f"vsock is {vsock.kind!r}, one of {', '.join(_VSOCK_KINDS)} is expected", path="vsock"
+        )
     if not 3 <= vsock.guest_cid < 2**32 - 1:
         raise InvalidConfigError(
             f"guest_cid is {vsock.guest_cid}, 3 to {2**32 - 2} are possible", path="vsock.guest_cid"
         )
-    if config.cpu_model is not None and config.cpu_model.split(",")[0] == "host" and accelerator.name != "kvm":
+    if (
+        config.cpu_model is not None
+        and config.cpu_model.split(",")[0] == "host"
+        and accelerator.name != "kvm"
+    ):
         raise UnsupportedError(
             f"cpu_model 'host' needs KVM, and the accelerator is {accelerator.name} ({accelerator.reason}); use 'max'",
             capability="kvm",
@@ -254,7 +271,9 @@ def _image_disk(assets: GuestAssets) -> list[BlockDevice]:
 def _place_disks(disks: Sequence[BlockDevice], pci: bool) -> list[BlockAddress]:
     room = len(_DISK_SLOTS) if pci else _MMIO_DEVICES - 2
     if len(disks) > room:
-        raise ResourceExhaustedError(f"{len(disks)} disks are wanted at boot, the machine has room for {room}")
+        raise ResourceExhaustedError(
+            f"{len(disks)} disks are wanted at boot, the machine has room for {room}"
+        )
     names = [disk.id for disk in disks]
     for disk in disks:
         check_disk(disk)
@@ -271,12 +290,18 @@ def _placed(slot: int, pci: bool) -> dict[str, object]:
 
 
 def _port(number: int) -> devices.PcieRootPort:
-    return devices.PcieRootPort(id=f"rp{number}", number=number, bus=devices.ROOT_BUS, slot=_PORT_SLOTS[number])
+    return devices.PcieRootPort(
+        id=f"rp{number}", number=number, bus=devices.ROOT_BUS, slot=_PORT_SLOTS[number]
+    )
 
 
 def _disk_device(disk: BlockDevice, placed: dict[str, object]) -> devices.VirtioBlk:
     return devices.VirtioBlk(
-        id=f"virtio-{disk.id}", node=f"drive-{disk.id}", serial=disk.serial, read_only=disk.read_only, **placed
+        id=f"virtio-{disk.id}",
+        node=f"drive-{disk.id}",
+        serial=disk.serial,
+        read_only=disk.read_only,
+        **placed,
     )
 
 

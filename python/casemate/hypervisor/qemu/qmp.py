@@ -92,7 +92,18 @@ class QmpProtocol:
     Feed it what arrives; send what :meth:`encode` gives. The greeting must have come before a command is encoded.
     """
 
-    __slots__ = ("_buffer", "_decoder", "_encoder", "_fault", "_max_line_bytes", "_next_id", "_open", "_scanned", "greeting", "oob")
+    __slots__ = (
+        "_buffer",
+        "_decoder",
+        "_encoder",
+        "_fault",
+        "_max_line_bytes",
+        "_next_id",
+        "_open",
+        "_scanned",
+        "greeting",
+        "oob",
+    )
 
     def __init__(self, *, max_line_bytes: int = MAX_LINE_BYTES) -> None:
         self._buffer = bytearray()
