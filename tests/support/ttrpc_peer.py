@@ -115,7 +115,9 @@ class Peer:
         """An error status."""
         self.send_frame(stream, field(1, number(1, code) + field(2, text.encode())))
 
-    def send_frame(self, stream: int, data: bytes, *, kind: int = RESPONSE, length: int | None = None) -> None:
+    def send_frame(
+        self, stream: int, data: bytes, *, kind: int = RESPONSE, length: int | None = None
+    ) -> None:
         """A frame, its length a lie when asked for."""
         head = struct.pack(">IIBB", len(data) if length is None else length, stream, kind, 0)
         self.socket.sendall(head + data)

@@ -38,7 +38,9 @@ def serve(listener: socket.socket, answers: list[bytes]) -> list[bytes]:
     return greetings
 
 
-def test_connect_hybrid_when_answered_ok_then_a_connected_socket_with_all_that_follows(listener: socket.socket) -> None:
+def test_connect_hybrid_when_answered_ok_then_a_connected_socket_with_all_that_follows(
+    listener: socket.socket,
+) -> None:
     with ThreadPoolExecutor(1) as pool:
         serving = pool.submit(serve, listener, [b"", b"NO\n", b"OK 1073741824\nfirst"])
         fd = _core.connect_hybrid(listener.getsockname(), 1024, timeout_s=10)
@@ -49,7 +51,9 @@ def test_connect_hybrid_when_answered_ok_then_a_connected_socket_with_all_that_f
         assert os.get_blocking(fd)
 
 
-def test_connect_hybrid_when_nobody_listens_then_deadline_exceeded_with_address_and_reason(tmp_path: Path) -> None:
+def test_connect_hybrid_when_nobody_listens_then_deadline_exceeded_with_address_and_reason(
+    tmp_path: Path,
+) -> None:
     path = str(tmp_path / "none")
     started = time.monotonic()
     with pytest.raises(DeadlineExceededError) as caught:
