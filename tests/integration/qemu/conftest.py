@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from casemate import _core
 from casemate._async.hypervisor.qemu import AsyncQemu
 from casemate.config.sandbox import SandboxConfig
 from casemate.config.settings import Settings
@@ -60,3 +61,9 @@ async def _stop(driver: AsyncQemu, directory: Path) -> None:
     await driver.stop()
     assert list(directory.iterdir()) == []
     directory.rmdir()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _native_threads() -> None:
+    """The threads that make and watch children live as long as the process: they are no leak of the first test."""
+    _core.spawn(["true"]).wait(10.0)
