@@ -27,7 +27,11 @@ class FakeQmp:
     """Greets, negotiates, answers each command from ``answers`` (default ``{}``), records them in ``commands``."""
 
     def __init__(
-        self, sock: socket.socket, *, version: tuple[int, int, int] = (7, 2, 0), capabilities: tuple[str, ...] = ("oob",)
+        self,
+        sock: socket.socket,
+        *,
+        version: tuple[int, int, int] = (7, 2, 0),
+        capabilities: tuple[str, ...] = ("oob",),
     ) -> None:
         self.answers: dict[str, object] = {}
         self.commands: list[dict[str, Any]] = []

@@ -46,7 +46,9 @@ async def test_execute_when_a_descriptor_goes_with_it_then_qemu_has_it(start_dri
         os.close(writer)
 
 
-async def test_execute_many_when_eight_are_sent_at_once_then_each_has_its_answer(start_driver: StartDriver) -> None:
+async def test_execute_many_when_eight_are_sent_at_once_then_each_has_its_answer(
+    start_driver: StartDriver,
+) -> None:
     client = await (await start_driver(qemu_arguments=PAUSED)).qmp()
 
     outcomes = await client.execute_many(

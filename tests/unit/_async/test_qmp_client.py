@@ -91,7 +91,9 @@ async def test_execute_when_refused_then_class_and_text_are_kept(sockets: Socket
         client.close()
 
 
-async def test_execute_when_no_answer_comes_then_names_the_command_and_drops_the_late_one(sockets: Sockets) -> None:
+async def test_execute_when_no_answer_comes_then_names_the_command_and_drops_the_late_one(
+    sockets: Sockets,
+) -> None:
     with FakeQmp(sockets[1]) as qemu:
         qemu.answers["stop"] = SILENCE
         client = AsyncQmpClient(sockets[0], explain=keep)
@@ -130,7 +132,9 @@ async def test_execute_many_when_one_is_refused_then_the_others_have_their_answe
         client = AsyncQmpClient(sockets[0], explain=keep)
         await client.negotiate(timeout_s=5)
 
-        first, second, third = await client.execute_many([("a", None), ("b", None), ("c", {"x": 1})], timeout_s=5)
+        first, second, third = await client.execute_many(
+            [("a", None), ("b", None), ("c", {"x": 1})], timeout_s=5
+        )
 
         assert (first, third) == (1, 3)
         assert isinstance(second, QmpError)
@@ -189,7 +193,7 @@ async def test_end_when_several_wait_then_all_fail_at_once_with_the_cause(socket
         client = AsyncQmpClient(sockets[0], explain=explain)
         await client.negotiate(timeout_s=5)
         waits = [asyncio.create_task(client.execute("stop", timeout_s=30)) for _ in range(3)]
-        waits += [asyncio.create_task(client.wait_event("STOP", timeout_s=30))]  # type: ignore[list-item]
+        waits += [asyncio.create_task(client.wait_event("STOP", timeout_s=30))]
         await asyncio.to_thread(qemu.await_command, "stop")
 
         qemu.close()
@@ -217,7 +221,9 @@ async def test_end_when_closed_by_us_then_waits_end_and_a_second_close_is_nothin
         assert len(qemu.commands) == 1
 
 
-@pytest.mark.parametrize("data", [b"garbage\n", b'{"return": {}, "id": 12345}\n', b'{"error": {"desc": "JSON"}}\n'])
+@pytest.mark.parametrize(
+    "data", [b"garbage\n", b'{"return": {}, "id": 12345}\n', b'{"error": {"desc": "JSON"}}\n']
+)
 async def test_end_when_qemu_sends_no_qmp_then_waits_end_with_that(sockets: Sockets, data: bytes) -> None:
     with FakeQmp(sockets[1]) as qemu:
         client = AsyncQmpClient(sockets[0], explain=keep)
@@ -227,7 +233,7 @@ async def test_end_when_qemu_sends_no_qmp_then_waits_end_with_that(sockets: Sock
 
         qemu.send_bytes(data)
 
-        with pytest.raises(HypervisorError, match="QEMU (sent|answered)"):
+        with pytest.raises(HypervisorError, match=r"QEMU (sent|answered)"):
             await wait
 
 
@@ -242,7 +248,9 @@ async def test_execute_when_qemu_has_not_greeted_then_is_refused(sockets: Socket
 
 async def test_execute_when_qemu_does_not_read_then_ends_at_the_deadline(sockets: Sockets) -> None:
     client = AsyncQmpClient(sockets[0], explain=keep)
-    sockets[1].sendall(b'{"QMP": {"version": {"qemu": {"major": 7, "minor": 2, "micro": 0}}, "capabilities": []}}\n')
+    sockets[1].sendall(
+        b'{"QMP": {"version": {"qemu": {"major": 7, "minor": 2, "micro": 0}}, "capabilities": []}}\n'
+    )
     with pytest.raises(DeadlineExceededError):
         await client.negotiate(timeout_s=0.05)
 
