@@ -32,14 +32,29 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// How the thread is told to stop; given up once it has.
+#[derive(Debug)]
+struct Wake {
+    stop: EventFd,
+    vhost: UnixStream,
+}
+
+impl Wake {
+    fn tell_to_stop(&self) {
+        // Fails only when the counter is full, and then the thread has been told.
+        let _ = self.stop.write(1);
+        // Wakes it also in the middle of a message. Fails only when the VMM is gone.
+        let _ = self.vhost.shutdown(Shutdown::Both);
+    }
+}
+
 /// A vhost-user-vsock device served by a thread of this process.
 ///
 /// Dropping it without [`VsockBackend::close`] tells the thread to end but does not wait. A copy in a forked child does
 /// nothing to the parent's.
 #[derive(Debug)]
 pub struct VsockBackend {
-    stop: EventFd,
-    vhost: UnixStream,
+    wake: Mutex<Option<Wake>>,
     shared: Arc<Shared>,
     counters: Arc<Counters>,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -90,8 +105,7 @@ impl VsockBackend {
             .spawn(move || serve(server, &thread_shared))
             .map_err(system("start", "the thread"))?;
         Ok(Self {
-            stop,
-            vhost: handle_vhost,
+            wake: Mutex::new(Some(Wake { stop, vhost: handle_vhost })),
             shared,
             counters,
             thread: Mutex::new(Some(thread)),
@@ -140,14 +154,14 @@ impl VsockBackend {
             // It has set its end as the last thing, and its panics are caught.
             let _ = thread.join();
         }
+        lock(&self.wake).take();
         Ok(())
     }
 
     fn tell_to_stop(&self) {
-        // Fails only when the counter is full, and then the thread has been told.
-        let _ = self.stop.write(1);
-        // Wakes it also in the middle of a message. Fails only when the VMM is gone.
-        let _ = self.vhost.shutdown(Shutdown::Both);
+        if let Some(wake) = &*lock(&self.wake) {
+            wake.tell_to_stop();
+        }
     }
 }
 

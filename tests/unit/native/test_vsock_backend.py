@@ -74,7 +74,7 @@ def test_backend_when_closed_then_socket_and_thread_are_gone(
     path = tmp_path / "v"
     backend = _core.VsockBackend(vhost_fd, str(path), 3)
     assert path.is_socket()
-    assert "casemate-vsock" in thread_names()
+    wait_until(lambda: "casemate-vsock" in thread_names())  # the thread names itself
     assert backend.stats() == dict.fromkeys(
         (
             "bytes_in_total",
