@@ -29,8 +29,8 @@ const FIRST_CONNECTION: u64 = 16;
 const EVENTS: usize = 64;
 /// Packets of the guest handled in one turn.
 const PACKETS_A_TURN: usize = 256;
-/// Packets or batches sent to the guest in one turn.
-const SENDS_A_TURN: usize = 64;
+/// Packets or batches sent to the guest in one turn: what a connection may wait for that has just become ready.
+const SENDS_A_TURN: usize = 8;
 /// Host connections accepted in one turn.
 const ACCEPTS_A_TURN: usize = 64;
 /// Rest of the listener when there is no descriptor or memory for another socket.
