@@ -133,6 +133,7 @@ class AsyncSandbox:
         try:
             await sandbox._create(tuple(containers), start, progress)
         except BaseException as error:
+            sandbox._state = State.STOPPED
             failures = await sandbox._undo.unwind()
             cause = raise_with(error, failures)
             if cause is error:

@@ -134,6 +134,7 @@ class Sandbox:
         try:
             sandbox._create(tuple(containers), start, progress)
         except BaseException as error:
+            sandbox._state = State.STOPPED
             failures = sandbox._undo.unwind()
             cause = raise_with(error, failures)
             if cause is error:
