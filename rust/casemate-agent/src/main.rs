@@ -128,7 +128,16 @@ fn run_as_process(path: &str) -> Result<()> {
         modules: ModuleLoader::none(),
         is_init: false,
     });
-    let new_handler = new_handler(&sandbox, Arc::new(|| std::process::exit(0)));
+    // The end of the launcher ends the reaper, and that this process: nothing is left unreaped.
+    let ended = Arc::downgrade(&sandbox);
+    let new_handler = new_handler(
+        &sandbox,
+        Arc::new(move || {
+            if let Some(sandbox) = ended.upgrade() {
+                sandbox.parts.launcher.end();
+            }
+        }),
+    );
     let path = path.to_owned();
     spawn("listener", move || listen::serve_unix(&path, &new_handler))?;
     reap_for_ever(&sandbox)
@@ -155,7 +164,11 @@ fn reap_for_ever(sandbox: &Sandbox) -> Result<()> {
             Ok(_) => {}
             Err(errno) => return Err(error::AgentError::system("wait for", "signals", errno)),
         }
-        if sandbox.children.reap().contains(&sandbox.parts.launcher.pid()) {
+        let launcher = &sandbox.parts.launcher;
+        if sandbox.children.reap().contains(&launcher.pid()) {
+            if launcher.is_over() {
+                return Ok(());
+            }
             return Err(error::AgentError::ChildGone { context: "launcher ended" });
         }
     }

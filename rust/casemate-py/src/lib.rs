@@ -23,12 +23,11 @@ mod core {
     use super::dial::{accept, connect_hybrid, connect_vsock};
     #[pymodule_export]
     use super::host::tsc_khz;
-    use super::{Bound, PyModule, PyModuleMethods, PyResult};
-
-    #[pymodule_export]
-    use crate::archive::{decompress, read_tree_file, remove_tree, unpack_layer};
     #[pymodule_export]
     use super::vsock::VsockBackend;
+    use super::{Bound, PyModule, PyModuleMethods, PyResult};
+    #[pymodule_export]
+    use crate::archive::{decompress, read_tree_file, remove_tree, unpack_layer};
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {

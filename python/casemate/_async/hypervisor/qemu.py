@@ -31,7 +31,7 @@ from casemate.hypervisor.qemu import plan as planning
 from casemate.hypervisor.qemu.accel import Accelerator, choose_accelerator
 from casemate.hypervisor.qemu.command_line import render_command_line
 from casemate.hypervisor.qemu.failure import describe_exit
-from casemate.hypervisor.qemu.probe import Qemu, find_qemu
+from casemate.hypervisor.qemu.probe import QemuBinary, find_qemu
 
 __all__ = ["AsyncQemu"]
 
@@ -84,7 +84,7 @@ class AsyncQemu:
         config: SandboxConfig,
         *,
         sandbox_id: str,
-        qemu: Qemu,
+        qemu: QemuBinary,
         accelerator: Accelerator,
         use_vhost: bool = False,
         timeout_factor: float = 1.0,
@@ -264,6 +264,7 @@ class AsyncQemu:
         process = self.process
         if process.exit_status() is None:
             await compat.wait_readable([process.fileno()], time.monotonic() + wait_s)
+        status: int | None
         try:
             status = await compat.to_thread(process.wait, _TAIL_S)
         except DeadlineExceededError:

@@ -38,6 +38,7 @@ fn become_program(
     let process = plan.process.as_ref().ok_or_else(|| missing("Process"))?;
 
     reset_signals()?;
+    close_others_on_exec()?;
     identity::apply_limits(process)?;
     setsid().step("setsid", "")?;
     if plan.is_exec {
@@ -83,6 +84,14 @@ fn reset_signals() -> Result<()> {
     // SAFETY: the default action runs no code of ours.
     unsafe { sigaction(Signal::SIGPIPE, &default) }.step("reset", "SIGPIPE")?;
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None).step("reset", "signal mask")
+}
+
+/// Whatever this process inherited, the program gets its three descriptors and no others.
+fn close_others_on_exec() -> Result<()> {
+    const CLOSE_ON_EXEC: libc::c_uint = 4;
+    // SAFETY: three numbers; nothing is closed now.
+    let result = unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, CLOSE_ON_EXEC) };
+    Errno::result(result).map(drop).step("close_range", "inherited descriptors")
 }
 
 /// Enter the container of the process behind a pidfd; its pid namespace was entered by birth.

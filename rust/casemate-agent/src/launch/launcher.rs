@@ -2,13 +2,14 @@
 
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns};
 use nix::sys::socket::{
-    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg,
-    socketpair,
+    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, Shutdown, SockFlag, SockType, recvmsg,
+    sendmsg, shutdown, socketpair,
 };
 use nix::unistd::{ForkResult, Pid, fork};
 
@@ -52,6 +53,7 @@ enum Role {
 pub struct Launcher {
     socket: Mutex<OwnedFd>,
     pid: Pid,
+    is_over: AtomicBool,
 }
 
 impl Launcher {
@@ -64,7 +66,9 @@ impl Launcher {
                 .context("socketpair", "launcher")?;
         // SAFETY: there is one thread, so no lock is held by another and the child may do anything.
         match unsafe { fork() }.context("fork", "launcher")? {
-            ForkResult::Parent { child } => Ok(Self { socket: Mutex::new(ours), pid: child }),
+            ForkResult::Parent { child } => {
+                Ok(Self { socket: Mutex::new(ours), pid: child, is_over: AtomicBool::new(false) })
+            }
             ForkResult::Child => {
                 drop(ours);
                 serve(&theirs)
@@ -75,6 +79,20 @@ impl Launcher {
     /// The launcher's own process.
     pub fn pid(&self) -> Pid {
         self.pid
+    }
+
+    /// Let it end: no more children.
+    pub fn end(&self) {
+        self.is_over.store(true, Ordering::Release);
+        let socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Err(errno) = shutdown(socket.as_raw_fd(), Shutdown::Both) {
+            log::warn!("launcher can't be ended: {errno}");
+        }
+    }
+
+    /// Whether [`Launcher::end`] was called.
+    pub fn is_over(&self) -> bool {
+        self.is_over.load(Ordering::Acquire)
     }
 
     /// Make a child and return its pid, as the agent sees it. Hold whatever keeps it from being reaped unknown.
