@@ -8,12 +8,17 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from casemate import _core
 from casemate.config.settings import Settings
 from tests.support import capabilities, images, leaks
 from tests.support.report import level_of
+
+# A busy machine is no finding of a test; the time limit of the whole test stays.
+hypothesis.settings.register_profile("casemate", deadline=None)
+hypothesis.settings.load_profile("casemate")
 
 # Tests with a guest wait for one that is emulated on a busy machine.
 TIME_LIMITS_S = {"integration": 120, "e2e": 300, "perf": 900}
