@@ -77,8 +77,13 @@ def _watch_thread() -> None:
     _core.spawn(["true"]).wait(10)
 
 
+@pytest.fixture(scope="session")
+def _permanent_threads() -> None:
+    leaks.start_permanent_threads()
+
+
 @pytest.fixture(autouse=True)
-def _no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
+def _no_leaks(_permanent_threads: None, request: pytest.FixtureRequest) -> Iterator[None]:
     """Compare what is there after a test with what was there before it; pure tests get the cheap half."""
     if request.node.get_closest_marker("leaks_by_design") is not None:
         yield
