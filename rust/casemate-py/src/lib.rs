@@ -23,9 +23,9 @@ mod core {
     use super::{Bound, PyModule, PyModuleMethods, PyResult};
 
     #[pymodule_export]
-    use crate::archive::{decompress, read_tree_file, remove_tree, unpack_layer};
-    #[pymodule_export]
     use super::vsock::VsockBackend;
+    #[pymodule_export]
+    use crate::archive::{decompress, read_tree_file, remove_tree, unpack_layer};
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
