@@ -121,7 +121,10 @@ impl OutputStream {
             };
             let Some(front) = state.queue.pop_front() else { return };
             match result {
-                Ok(data) => front.caller.responder.ok(ReadStreamResponse { data }.encode_to_vec()),
+                Ok(data) => {
+                    state.is_bulk = data.len() >= BULK_BYTES;
+                    front.caller.responder.ok(ReadStreamResponse { data }.encode_to_vec());
+                }
                 Err(errno) => {
                     front.caller.responder.error(AgentError::system("read", "stream", errno).into())
                 }
