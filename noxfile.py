@@ -62,7 +62,7 @@ def check(session: nox.Session) -> None:
     tool(session, "pyright", "--warnings")
     tool(session, "lint-imports", "--no-cache")
     python(session, "-m", "mypy.stubtest", "casemate._core", "--mypy-config-file", "pyproject.toml")
-    cargo(session, "run", "--quiet", "--locked", *PROFILE, "-p", "xtask", "--", "proto", "--check")
+    cargo(session, "run", "--quiet", "--locked", *PROFILE, "--bin", "xtask", "--", "proto", "--check")
 
 
 @nox.session
@@ -72,7 +72,7 @@ def fix(session: nox.Session) -> None:
     python(session, "scripts/unasync.py")
     tool(session, "ruff", "check", "--fix", "--quiet", "--exit-zero")
     tool(session, "ruff", "format", "--quiet")
-    cargo(session, "run", "--quiet", "--locked", *PROFILE, "-p", "xtask", "--", "proto")
+    cargo(session, "run", "--quiet", "--locked", *PROFILE, "--bin", "xtask", "--", "proto")
 
 
 @nox.session

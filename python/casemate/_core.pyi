@@ -6,7 +6,20 @@ does. A handle used in another process than the one that made it raises Internal
 
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
-from typing import final
+from typing import Self, final
+
+__all__ = [
+    "ChildProcess",
+    "Connection",
+    "VsockBackend",
+    "__version__",
+    "accept",
+    "connect_hybrid",
+    "connect_vsock",
+    "decompress",
+    "spawn",
+    "unpack_layer",
+]
 
 __version__: str
 
@@ -70,10 +83,10 @@ class Connection:
     connection broke or ``watch`` ended, DeadlineExceededError when the slot's time ran out.
     """
 
-    def __init__(self, take_fd: int, *, watch: ChildProcess | None = None) -> None:
+    def __new__(cls, take_fd: int, *, watch: ChildProcess | None = None) -> Self:
         """Own the connected stream socket ``take_fd``. Waits end at once when ``watch`` (the VMM) ends."""
     def fileno(self) -> int:
-        """The socket, borrowed; for ``loop.add_reader`` and, while :attr:`wants_write`, ``add_writer``."""
+        """The socket, borrowed; for ``loop.add_reader`` and, while :attr:`wants_write`, ``add_writer``. -1 when closed."""
     def submit(self, service: str, method: str, request: bytes, *, timeout_s: float | None = None) -> int:
         """Send a request given as JSON, return its slot.
 
@@ -137,7 +150,7 @@ class VsockBackend:
     port P): the backend connects to ``<uds_path>_P``.
     """
 
-    def __init__(self, take_vhost_fd: int, uds_path: str, guest_cid: int) -> None:
+    def __new__(cls, take_vhost_fd: int, uds_path: str, guest_cid: int) -> Self:
         """Serve on the connected vhost-user socket ``take_vhost_fd`` (the VMM holds the other end).
 
         With a socket pair, QEMU takes its end as ``-chardev socket,id=vs0,fd=N``. Makes the listening socket ``uds_path``
@@ -198,6 +211,12 @@ def remove_tree(path: str | PathLike[str]) -> None:
     """Remove ``path`` with all below it, however deep, following no link; not there is fine.
 
     Raises: HostError. Blocks: for the removal.
+    """
+
+def tsc_khz() -> int | None:
+    """Kilohertz of the host's time stamp counter, exact to some 30 millionths; None on machines without one.
+
+    Blocks: about 2 ms, busy.
     """
 
 def decompress(data: bytes, *, format: str, max_bytes: int) -> bytes:

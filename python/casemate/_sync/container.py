@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-import secrets
+import os
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, overload
@@ -214,7 +214,7 @@ class Container:
                 op="container.exec",
                 container_id=self.id,
             )
-        exec_id = ExecId(f"exec-{secrets.token_hex(8)}")
+        exec_id = ExecId(f"exec-{os.urandom(8).hex()}")
         spec = self._exec_spec(command, env, cwd, user, terminal=terminal)
         request = messages.ExecProcessRequest(container_id=self.id, exec_id=exec_id, process=spec)
         try:
@@ -309,4 +309,4 @@ def captured(process: Process, stdout: bytes, stderr: bytes) -> ExecResult:
 
 def new_container_id(name: str | None) -> ContainerId:
     """A container's id: its name, or a made-up one."""
-    return ContainerId(check_identifier(name, "name") if name is not None else secrets.token_hex(8))
+    return ContainerId(check_identifier(name, "name") if name is not None else os.urandom(8).hex())

@@ -15,12 +15,20 @@ __all__ = ["boot_assets"]
 
 
 def boot_assets(
-    config: SandboxConfig, assets: guest.GuestAssets, accel: str, *, host_port: int
+    config: SandboxConfig, assets: guest.GuestAssets, accel: str, *, host_port: int, tsc_khz: int | None = None
 ) -> GuestAssets:
-    """The files of ``assets`` with the kernel's parameters: ours for machine and accelerator, the agent's, then the user's."""
+    """The files of ``assets`` with the kernel's parameters: ours for machine and accelerator, the agent's, then the user's.
+
+    Args:
+        tsc_khz: Rate of the host's time stamp counter, for an emulated guest.
+    """
     parameters = [
         *kernel_parameters(
-            config.machine, accel, max_vcpus=config.max_vcpus or config.vcpus, debug=config.debug
+            config.machine,
+            accel,
+            max_vcpus=config.max_vcpus or config.vcpus,
+            debug=config.debug,
+            tsc_khz=tsc_khz,
         ),
         f"casemate.host_port={host_port}",
         *(("agent.log=debug",) if config.debug else ()),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import io
@@ -10,7 +11,6 @@ import posixpath
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, cast
 
@@ -74,6 +74,7 @@ class ArchiveFiles:
         return name in self._members
 
     def read(self, name: str, *, max_bytes: int) -> bytes | None:
+        """Content of a member; None when it is not there. Raises ImageError when larger than ``max_bytes``."""
         member = self._member(name)
         if member is None:
             return None
@@ -86,10 +87,12 @@ class ArchiveFiles:
         return output.getvalue()
 
     def size_bytes(self, name: str) -> int | None:
+        """Size of a member; None when it is not there."""
         member = self._member(name)
         return None if member is None else member.size
 
     def provide(self, name: str, directory: Path, report: Callable[[int], None]) -> Provided | None:
+        """The member, copied to a file in ``directory`` and hashed on the way."""
         member = self._member(name)
         if member is None:
             return None
@@ -167,7 +170,7 @@ class ArchiveFiles:
         return ImageError(f"image archive {self._reference!r} {what}", reference=self._reference)
 
 
-@contextmanager
+@contextlib.contextmanager
 def opened_archive(path: Path, *, reference: str) -> Iterator[ArchiveFiles]:
     """The members of a tar file, plain or gzip, for the block.
 
@@ -189,13 +192,14 @@ def opened_archive(path: Path, *, reference: str) -> Iterator[ArchiveFiles]:
                 )
             file: IO[bytes] = cast(IO[bytes], gzip.GzipFile(fileobj=raw)) if start[:2] == b"\x1f\x8b" else raw
             bounded = cast(IO[bytes], _BoundedReader(file))
-            try:
-                tar = tarfile.open(fileobj=bounded, mode="r:")
-            except _DAMAGE as exc:
-                raise ImageError(
-                    f"image archive {reference!r} is not a tar file, or cut short: {exc}", reference=reference
-                ) from exc
-            with tar:
+            with contextlib.ExitStack() as stack:
+                try:
+                    tar = stack.enter_context(tarfile.open(fileobj=bounded, mode="r:"))
+                except _DAMAGE as exc:
+                    raise ImageError(
+                        f"image archive {reference!r} is not a tar file, or cut short: {exc}",
+                        reference=reference,
+                    ) from exc
                 yield ArchiveFiles(tar, reference=reference)
 
 

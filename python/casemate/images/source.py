@@ -79,6 +79,7 @@ class DirectoryFiles:
         self._reference = reference
 
     def read(self, name: str, *, max_bytes: int) -> bytes | None:
+        """Content of a file; None when it is not there. Raises ImageError when larger than ``max_bytes``."""
         with opened_file(self._root / name, reference=self._reference) as fd:
             if fd is None:
                 return None
@@ -92,10 +93,12 @@ class DirectoryFiles:
                 return file.read(max_bytes + 1)
 
     def size_bytes(self, name: str) -> int | None:
+        """Size of a file; None when it is not there."""
         with opened_file(self._root / name, reference=self._reference) as fd:
             return None if fd is None else os.fstat(fd).st_size
 
     def provide(self, name: str, directory: Path, report: Callable[[int], None]) -> Provided | None:
+        """The file where it lies; nothing is copied."""
         size_bytes = self.size_bytes(name)
         return None if size_bytes is None else Provided(path=self._root / name, size_bytes=size_bytes)
 

@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -22,13 +24,20 @@ from typing import TypeVar
 
 import msgspec
 
-from casemate import _core
+from casemate._core import remove_tree
 from casemate.config.settings import Settings
 from casemate.errors import DeadlineExceededError, HostError, ImageError, NotFoundError
 from casemate.images.reference import normalise_name
 from casemate.images.types import Filesystem, Image, ImageConfig
 
 __all__ = ["ImageRecord", "Store"]
+
+_log = logging.getLogger(__name__)
+
+# linux/fs.h
+_FS_IOC_GETFLAGS = 0x80086601
+_FS_IOC_SETFLAGS = 0x40086602
+_FS_TOPDIR_FL = 0x00020000
 
 _RECORD_VERSION = 1
 _RECORD_NAME = "record.json"
@@ -117,12 +126,17 @@ class Store:
             with _removed_at_end(work):
                 (work / "image").mkdir(mode=0o700)
                 record = fill(work)
+                # The tree goes before anything is synced, so that most of it never reaches the disk.
+                for name in os.listdir(work):
+                    if name != "image":
+                        remove_tree(work / name)
+                _sync(work / "image" / f"rootfs.{record.fstype}")
                 _write_synced(work / "image" / _RECORD_NAME, msgspec.json.encode(record))
-                _sync_directory(work / "image")
+                _sync(work / "image")
                 # A damaged one may lie there.
-                _core.remove_tree(self._directory(digest))
+                remove_tree(self._directory(digest))
                 os.rename(work / "image", self._directory(digest))
-                _sync_directory(self._root)
+                _sync(self._root)
         return record
 
     def sweep(self, *, holding: str | None = None) -> None:
@@ -134,11 +148,11 @@ class Store:
         for name in _list(self._root / "work"):
             owner = name.partition(".")[0]
             if owner == holding:
-                _core.remove_tree(self._root / "work" / name)
+                remove_tree(self._root / "work" / name)
                 continue
             with self._try_locked(owner) as ours:
                 if ours:
-                    _core.remove_tree(self._root / "work" / name)
+                    remove_tree(self._root / "work" / name)
 
     def set_name(self, name: str, digest: str) -> None:
         """Let ``name`` mean ``digest``, whatever it meant before. Blocks: for another process that changes names."""
@@ -234,7 +248,7 @@ class Store:
             fresh = self._root / "names.json.new"
             _write_synced(fresh, msgspec.json.encode(_Names(names=names)))
             os.rename(fresh, target)
-            _sync_directory(self._root)
+            _sync(self._root)
         return result
 
     def _prepare_directories(self) -> None:
@@ -243,6 +257,7 @@ class Store:
             self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
             for name in ("work", "locks"):
                 (self._root / name).mkdir(mode=0o700, exist_ok=True)
+            _spread_children(self._root / "work")
         except OSError as exc:
             raise HostError(
                 f"{exc.filename or self._root} can't be made: {exc.strerror}",
@@ -289,11 +304,11 @@ def _removed_at_end(work: Path) -> Iterator[None]:
         yield
     except BaseException as exc:
         try:
-            _core.remove_tree(work)
+            remove_tree(work)
         except HostError as cleanup:
             exc.add_note(f"{work} could not be removed: {cleanup}")
         raise
-    _core.remove_tree(work)
+    remove_tree(work)
 
 
 def _hex(digest: str) -> str:
@@ -318,8 +333,28 @@ def _write_synced(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def _sync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def _spread_children(directory: Path) -> None:
+    """Ask ext4 to put each subdirectory elsewhere on the disk (``chattr +T``).
+
+    Without a journal it does not reuse inodes for some minutes and looks at each of them first: unpacking beside a
+    tree that was just removed took 22 s instead of 1.2 s.
+    """
+    fd = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        flags = bytearray(8)
+        fcntl.ioctl(fd, _FS_IOC_GETFLAGS, flags)
+        value = int.from_bytes(flags, sys.byteorder)
+        if not value & _FS_TOPDIR_FL:
+            fcntl.ioctl(fd, _FS_IOC_SETFLAGS, (value | _FS_TOPDIR_FL).to_bytes(8, sys.byteorder))
+    except OSError as exc:
+        # Only a hint, and most filesystems do not know it.
+        _log.debug("no spreading of directories", extra={"target": str(directory), "errno": exc.errno})
+    finally:
+        os.close(fd)
+
+
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
     finally:

@@ -8,10 +8,12 @@ mod child;
 mod error;
 mod launch;
 mod tail;
+mod tsc;
 mod watch;
 
 pub use child::{Child, UNKNOWN_STATUS};
 pub use error::{ProcessError, Step};
 pub use launch::SpawnRequest;
 pub use tail::TAIL_BYTES;
+pub use tsc::tsc_khz;
 pub use watch::spawn;

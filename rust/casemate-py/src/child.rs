@@ -102,7 +102,10 @@ impl ChildProcess {
 
 /// Start a program tied to this process.
 #[pyfunction]
-#[pyo3(signature = (argv, *, fds=Vec::new(), take_console_fd=None, env=None, cwd=None))]
+#[pyo3(
+    signature = (argv, *, fds=Vec::new(), take_console_fd=None, env=None, cwd=None),
+    text_signature = "(argv, *, fds=(), take_console_fd=None, env=None, cwd=None)"
+)]
 pub fn spawn(
     py: Python<'_>,
     argv: Vec<OsString>,

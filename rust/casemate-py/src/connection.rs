@@ -1,7 +1,7 @@
 //! `Connection`: the agent's client.
 
 use std::collections::HashMap;
-use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::fd::{AsFd, RawFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -130,7 +130,7 @@ impl Connection {
 
     /// The socket, borrowed; -1 when closed.
     fn fileno(&self) -> Result<RawFd, Error> {
-        Ok(self.checked()?.socket().map_or(-1, |socket| socket.as_raw_fd()))
+        Ok(self.checked()?.socket().unwrap_or(-1))
     }
 
     /// Send a request given as JSON, return its slot.

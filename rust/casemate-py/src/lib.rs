@@ -5,6 +5,7 @@ mod child;
 mod connection;
 mod dial;
 mod error;
+mod host;
 mod vsock;
 mod wait;
 
@@ -20,10 +21,11 @@ mod core {
     use super::connection::Connection;
     #[pymodule_export]
     use super::dial::{accept, connect_hybrid, connect_vsock};
-    use super::{Bound, PyModule, PyModuleMethods, PyResult};
-
+    #[pymodule_export]
+    use super::host::tsc_khz;
     #[pymodule_export]
     use super::vsock::VsockBackend;
+    use super::{Bound, PyModule, PyModuleMethods, PyResult};
     #[pymodule_export]
     use crate::archive::{decompress, read_tree_file, remove_tree, unpack_layer};
 

@@ -6,7 +6,7 @@
 //! [`Client::on_readable`] when [`Client::socket`] is readable; the two ways are not mixed on one connection.
 
 use std::collections::HashMap;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -38,16 +38,21 @@ pub enum Waited {
 /// One connection, as client. Usable from several threads.
 #[derive(Debug)]
 pub struct Client {
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug)]
+struct Descriptors {
+    socket: OwnedFd,
     wake: EventFd,
     watch: Option<OwnedFd>,
-    inner: Mutex<Inner>,
 }
 
 #[derive(Debug)]
 struct Inner {
     state: ClientState,
-    /// None after close: the descriptor itself goes when the last thread that polls it is done.
-    socket: Option<Arc<OwnedFd>>,
+    /// None after close: the descriptors themselves go when the thread that polls them is done.
+    descriptors: Option<Arc<Descriptors>>,
     /// Whether a thread polls now, and until when it sleeps at most.
     leader: Option<Lead>,
     followers: HashMap<StreamId, Vec<Arc<Condvar>>>,
@@ -69,17 +74,17 @@ impl Client {
             .map_err(|errno| TtrpcError::io("eventfd", errno))?;
         let inner = Inner {
             state: ClientState::new(),
-            socket: Some(Arc::new(socket)),
+            descriptors: Some(Arc::new(Descriptors { socket, wake, watch })),
             leader: None,
             followers: HashMap::new(),
         };
-        Ok(Self { wake, watch, inner: Mutex::new(inner) })
+        Ok(Self { inner: Mutex::new(inner) })
     }
 
-    /// The socket, for an event loop; `None` after [`Client::close`].
+    /// The socket's number, for an event loop; `None` after [`Client::close`].
     #[must_use]
-    pub fn socket(&self) -> Option<Arc<OwnedFd>> {
-        self.lock().socket.clone()
+    pub fn socket(&self) -> Option<RawFd> {
+        self.lock().descriptors.as_ref().map(|descriptors| descriptors.socket.as_raw_fd())
     }
 
     /// Sends a request and returns its slot. Does not block: what the socket does not take is kept.
@@ -104,7 +109,7 @@ impl Client {
                 .is_some_and(|due| lead.sleeps_until.is_none_or(|until| due < until));
             let must_watch_writable = inner.state.kept_bytes() > 0 && !lead.polls_writable;
             if is_due_earlier || must_watch_writable || inner.state.broken().is_some() {
-                self.wake_leader();
+                inner.wake_leader();
             }
         }
         inner.notify_finished();
@@ -118,12 +123,13 @@ impl Client {
 
     /// Waits until one of `slots` has an answer or is not open any more, at most until `until`. Blocks.
     ///
-    /// No slots are ready at once.
+    /// No slots are ready at once. A time that is over already still takes in what has come.
     pub fn wait_ready(&self, slots: &[StreamId], until: Option<Instant>) -> Waited {
         if slots.is_empty() {
             return Waited::Ready(Vec::new());
         }
         let mut inner = self.lock();
+        let mut has_looked = false;
         let waited = loop {
             let now = Instant::now();
             let due = inner.state.expire(now);
@@ -136,7 +142,12 @@ impl Client {
                 break Waited::Ready(ready);
             }
             if until.is_some_and(|until| until <= now) {
-                break Waited::TimedOut;
+                if has_looked || inner.leader.is_some() {
+                    break Waited::TimedOut;
+                }
+                inner.read_ready();
+                has_looked = true;
+                continue;
             }
             if inner.leader.is_some() {
                 inner = Self::follow(inner, slots, until);
@@ -170,7 +181,7 @@ impl Client {
         let mut inner = self.lock();
         if inner.state.cancel(slot) {
             inner.notify(slot);
-            self.wake_leader_of(&inner);
+            inner.wake_leader();
         }
     }
 
@@ -195,14 +206,14 @@ impl Client {
         let mut inner = self.lock();
         let open = inner.break_with(error);
         inner.notify_finished();
-        self.wake_leader_of(&inner);
+        inner.wake_leader();
         open
     }
 
-    /// Breaks the connection and gives the socket back. Idempotent.
+    /// Breaks the connection and gives its descriptors back. Idempotent.
     pub fn close(&self) {
         self.fail(&TtrpcError::Closed { reason: "closed by its owner".into() });
-        self.lock().socket = None;
+        self.lock().descriptors = None;
     }
 
     /// Whether bytes are kept that the socket did not take.
@@ -225,20 +236,6 @@ impl Client {
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn wake_leader_of(&self, inner: &Inner) {
-        if inner.leader.is_some() {
-            self.wake_leader();
-        }
-    }
-
-    fn wake_leader(&self) {
-        match self.wake.write(1) {
-            // Full means that the leader has been told already.
-            Ok(_) | Err(Errno::EAGAIN) => {}
-            Err(errno) => log::error!("the wake-up event could not be set: {errno}"),
-        }
     }
 
     /// Sleeps until another thread has news about one of `slots`, or this one shall lead.
@@ -275,7 +272,7 @@ impl Client {
         mut inner: MutexGuard<'a, Inner>,
         until: Option<Instant>,
     ) -> (MutexGuard<'a, Inner>, bool) {
-        let Some(socket) = inner.socket.clone() else {
+        let Some(descriptors) = inner.descriptors.clone() else {
             // Closed: every slot has finished, so the caller's loop ends at its next look.
             return (inner, false);
         };
@@ -285,13 +282,14 @@ impl Client {
 
         let mut interest = PollFlags::POLLIN;
         interest.set(PollFlags::POLLOUT, polls_writable);
-        let watch = self.watch.as_ref().map_or(self.wake.as_fd(), AsFd::as_fd);
+        let Descriptors { socket, wake, watch } = &*descriptors;
+        let polled = if watch.is_some() { 3 } else { 2 };
+        let watch = watch.as_ref().map_or(wake.as_fd(), AsFd::as_fd);
         let mut fds = [
             PollFd::new(socket.as_fd(), interest),
-            PollFd::new(self.wake.as_fd(), PollFlags::POLLIN),
+            PollFd::new(wake.as_fd(), PollFlags::POLLIN),
             PollFd::new(watch, PollFlags::POLLIN),
         ];
-        let polled = if self.watch.is_some() { 3 } else { 2 };
         let result = poll(&mut fds[..polled], poll_timeout(until));
         let [socket_ready, woken, watch_ended] = fds.each_ref().map(|fd| fd.any().unwrap_or(false));
         let writable = fds[0].revents().is_some_and(|events| events.contains(PollFlags::POLLOUT));
@@ -301,7 +299,7 @@ impl Client {
         match result {
             Ok(0) => {}
             Ok(_) => {
-                if woken && let Err(errno) = self.wake.read() {
+                if woken && let Err(errno) = wake.read() {
                     log::debug!("wake-up event: {errno}");
                 }
                 if writable {
@@ -333,8 +331,8 @@ fn earlier(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
 impl Inner {
     /// Sends these parts now and keeps the rest.
     fn send(&mut self, parts: &[&[u8]]) {
-        let Some(socket) = self.socket.clone() else { return };
-        match send_now(socket.as_fd(), parts, 0) {
+        let Some(descriptors) = self.descriptors.clone() else { return };
+        match send_now(descriptors.socket.as_fd(), parts, 0) {
             Ok(sent) if sent == parts.iter().map(|part| part.len()).sum::<usize>() => {}
             Ok(sent) => self.state.keep(parts, sent),
             Err(Errno::EAGAIN) => self.state.keep(parts, 0),
@@ -343,9 +341,9 @@ impl Inner {
     }
 
     fn flush(&mut self) {
-        let Some(socket) = self.socket.clone() else { return };
+        let Some(descriptors) = self.descriptors.clone() else { return };
         while self.state.kept_bytes() > 0 {
-            match send_now(socket.as_fd(), &[self.state.kept()], 0) {
+            match send_now(descriptors.socket.as_fd(), &[self.state.kept()], 0) {
                 Ok(sent) => self.state.sent(sent),
                 Err(Errno::EAGAIN) => return,
                 Err(errno) => return self.send_failed(errno),
@@ -361,14 +359,14 @@ impl Inner {
 
     /// Reads until the socket has nothing more.
     fn read_ready(&mut self) {
-        let Some(socket) = self.socket.clone() else { return };
+        let Some(descriptors) = self.descriptors.clone() else { return };
         for _ in 0..MAX_READS_IN_ONE_GO {
             if self.state.broken().is_some() {
                 return;
             }
             let space = self.state.space();
             let space_bytes = space.len();
-            match receive(socket.as_fd(), space, MsgFlags::MSG_DONTWAIT) {
+            match receive(descriptors.socket.as_fd(), space, MsgFlags::MSG_DONTWAIT) {
                 Ok(0) => {
                     self.break_with(&TtrpcError::Closed { reason: "the peer closed it".into() });
                     return;
@@ -390,12 +388,22 @@ impl Inner {
 
     fn break_with(&mut self, error: &TtrpcError) -> Vec<StreamId> {
         let open = self.state.break_with(error);
-        if let Some(socket) = &self.socket
-            && let Err(errno) = shutdown(socket.as_raw_fd(), Shutdown::Both)
+        if let Some(descriptors) = &self.descriptors
+            && let Err(errno) = shutdown(descriptors.socket.as_raw_fd(), Shutdown::Both)
         {
             log::debug!("shutdown of the connection: {errno}");
         }
         open
+    }
+
+    /// Ends the poll of the thread that leads, if one does.
+    fn wake_leader(&self) {
+        let (Some(_), Some(descriptors)) = (self.leader, &self.descriptors) else { return };
+        match descriptors.wake.write(1) {
+            // Full means that the leader has been told already.
+            Ok(_) | Err(Errno::EAGAIN) => {}
+            Err(errno) => log::error!("the wake-up event could not be set: {errno}"),
+        }
     }
 
     fn notify(&self, slot: StreamId) {

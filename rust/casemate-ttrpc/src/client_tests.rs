@@ -129,6 +129,15 @@ fn wait_ready_when_nothing_comes_then_timed_out_and_the_slot_stays_open() {
 }
 
 #[test]
+fn wait_ready_when_the_time_is_over_already_then_what_has_come_is_taken_in() {
+    let (socket, mut peer) = UnixStream::pair().unwrap();
+    let client = Client::new(socket.into(), None).unwrap();
+    let slot = submit(&client, "m", b"");
+    peer.write_all(&[0, 0, 0, 3, 0, 0, 0, 1, 2, 0, 0x12, 1, b'1']).unwrap();
+    assert_eq!(client.wait_ready(&[slot], Some(Instant::now())), Waited::Ready(vec![slot]));
+}
+
+#[test]
 fn cancel_when_another_thread_waits_then_it_is_told_and_the_late_answer_is_counted() {
     let client = served();
     let slot = submit(&client, "never", b"");
@@ -218,8 +227,8 @@ fn submit_when_a_leader_sleeps_and_the_socket_is_full_then_the_leader_sends_the_
 fn on_readable_when_answers_came_then_returns_all_finished_slots_once() {
     let client = served();
     let (echo, never) = (submit(&client, "echo", b"x"), submit(&client, "never", b""));
-    let socket = client.socket().unwrap();
-    let mut fds = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
+    let descriptors = client.lock().descriptors.clone().unwrap();
+    let mut fds = [PollFd::new(descriptors.socket.as_fd(), PollFlags::POLLIN)];
     assert_eq!(poll(&mut fds, 10_000u16), Ok(1));
     assert_eq!(client.on_readable(), [(echo, Ok(b"x".to_vec()))]);
     assert_eq!(client.on_readable(), []);

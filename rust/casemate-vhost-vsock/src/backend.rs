@@ -14,6 +14,7 @@ use std::time::Duration;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::error::VhostVsockError;
+use crate::mux::Timeouts;
 use crate::server::{End, Server};
 use crate::stats::{Counters, Stats};
 
@@ -55,6 +56,19 @@ impl VsockBackend {
     /// # Errors
     /// [`VhostVsockError::System`] when a system call fails, [`VhostVsockError::ContextId`] when no guest may have the id.
     pub fn start(take_vhost: OwnedFd, uds_path: &Path, guest_cid: u32) -> Result<Self, VhostVsockError> {
+        Self::start_with(take_vhost, uds_path, guest_cid, Timeouts::default())
+    }
+
+    /// As [`VsockBackend::start`], with other times to wait.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn start_with(
+        take_vhost: OwnedFd,
+        uds_path: &Path,
+        guest_cid: u32,
+        timeouts: Timeouts,
+    ) -> Result<Self, VhostVsockError> {
         if !(3..u32::MAX).contains(&guest_cid) {
             return Err(VhostVsockError::ContextId { cid: guest_cid });
         }
@@ -69,7 +83,7 @@ impl VsockBackend {
         let thread_stop = stop.try_clone().map_err(system("duplicate", "an eventfd"))?;
         let shared = Arc::new(Shared::default());
         let counters = Arc::new(Counters::default());
-        let server = Server::new(vhost, uds_path, guest_cid, thread_stop, Arc::clone(&counters))?;
+        let server = Server::new(vhost, uds_path, guest_cid, thread_stop, Arc::clone(&counters), timeouts)?;
         let thread_shared = Arc::clone(&shared);
         let thread = std::thread::Builder::new()
             .name("casemate-vsock".to_owned())

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::str::FromStr;
 
 use anyhow::{Context, Result, bail};
 
@@ -10,8 +11,38 @@ const BINARY: &str = "casemate-agent";
 /// The wheel carries it and every guest's memory holds it.
 const MAX_BYTES: u64 = 5 << 20;
 
+/// How the agent is compiled.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Profile {
+    /// As it travels in the wheel: small.
+    Agent,
+    /// For work on the tree: compiled soon, with debug assertions.
+    Quick,
+}
+
+impl Profile {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Agent => "agent",
+            Self::Quick => "quick",
+        }
+    }
+}
+
+impl FromStr for Profile {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "agent" => Ok(Self::Agent),
+            "quick" => Ok(Self::Quick),
+            _ => bail!("profile is {text:?}, agent or quick is expected"),
+        }
+    }
+}
+
 /// Build the agent and put it into `out`. With musl where its target is installed, else with the C library linked statically.
-pub fn build(root: &Path, out: &Path) -> Result<()> {
+pub fn build(root: &Path, out: &Path, profile: Profile) -> Result<()> {
     let machine = std::env::consts::ARCH;
     let musl = format!("{machine}-unknown-linux-musl");
     let (target, flags) = if is_installed(&musl)? {
@@ -23,14 +54,19 @@ pub fn build(root: &Path, out: &Path) -> Result<()> {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.current_dir(root).args([
         "build",
+        "--quiet",
         "--locked",
         "--profile",
-        "agent",
+        profile.name(),
         "--package",
         BINARY,
         "--target",
         &target,
     ]);
+    if profile == Profile::Quick {
+        // A panic ends the agent here too. Set this way, what runs at build time is shared with the rest of the profile.
+        cargo.args(["--config", "profile.quick.panic=\"abort\"", "--config", "profile.quick.strip=true"]);
+    }
     if !flags.is_empty() {
         // Per target, so that build scripts and macros stay dynamic.
         let variable = format!("CARGO_TARGET_{}_RUSTFLAGS", target.to_uppercase().replace('-', "_"));
@@ -39,8 +75,8 @@ pub fn build(root: &Path, out: &Path) -> Result<()> {
     if !cargo.status().context("running cargo")?.success() {
         bail!("{BINARY} could not be built for {target}");
     }
-    let built = target_directory(root).join(&target).join("agent").join(BINARY);
-    check(&built)?;
+    let built = target_directory(root).join(&target).join(profile.name()).join(BINARY);
+    check(&built, profile)?;
     fs::create_dir_all(out).with_context(|| format!("making {}", out.display()))?;
     let placed = out.join(BINARY);
     fs::copy(&built, &placed).with_context(|| format!("copying to {}", placed.display()))?;
@@ -63,13 +99,13 @@ fn is_installed(target: &str) -> Result<bool> {
 }
 
 /// It must need no loader, and be small.
-fn check(path: &Path) -> Result<()> {
+fn check(path: &Path, profile: Profile) -> Result<()> {
     let bytes = fs::read(path).with_context(|| format!("reading {}", path.display()))?;
     if has_interpreter(&bytes)? {
         bail!("{} is linked dynamically: no guest could run it", path.display());
     }
     let size = bytes.len() as u64;
-    if size > MAX_BYTES {
+    if profile == Profile::Agent && size > MAX_BYTES {
         bail!("{} has {size} bytes, more than {MAX_BYTES}", path.display());
     }
     Ok(())

@@ -1,6 +1,7 @@
 //! Commands of the workspace: `cargo run -p xtask -- proto [--check]`, `cargo run -p xtask -- agent --out DIR`.
 
 mod agent;
+#[cfg(feature = "proto")]
 mod proto;
 
 use std::path::{Path, PathBuf};
@@ -8,7 +9,9 @@ use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 
-const USAGE: &str = "usage: cargo run -p xtask -- proto [--check] | agent --out DIR";
+use crate::agent::Profile;
+
+const USAGE: &str = "usage: cargo run -p xtask -- proto [--check] | agent --out DIR [--profile agent|quick]";
 
 /// Root of the workspace, whatever the current directory is.
 fn workspace_root() -> PathBuf {
@@ -17,9 +20,14 @@ fn workspace_root() -> PathBuf {
 
 fn run(arguments: &[&str]) -> Result<()> {
     match arguments {
+        #[cfg(feature = "proto")]
         ["proto"] => proto::generate(&workspace_root()),
+        #[cfg(feature = "proto")]
         ["proto", "--check"] => proto::check(&workspace_root()),
-        ["agent", "--out", directory] => agent::build(&workspace_root(), Path::new(directory)),
+        ["agent", "--out", out] => agent::build(&workspace_root(), Path::new(out), Profile::Agent),
+        ["agent", "--out", out, "--profile", profile] => {
+            agent::build(&workspace_root(), Path::new(out), profile.parse()?)
+        }
         _ => bail!("{USAGE}"),
     }
 }
