@@ -19,7 +19,7 @@ _MEMBERS = st.dictionaries(_NAMES, st.tuples(st.binary(max_size=300), st.integer
 
 def _read_independently(archive: bytes) -> dict[str, tuple[int, bytes, tuple[int, int]]]:
     """Written from the format's description alone, sharing nothing with the writer."""
-    found = {}
+    found: dict[str, tuple[int, bytes, tuple[int, int]]] = {}
     at = 0
     while True:
         assert archive[at : at + 6] == b"070701"
