@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 __all__ = ["AsyncContainer", "captured", "new_container_id"]
 
+# Lets go of a container's disk.
+Detach = Callable[[], compat.Later[None]]
+
 
 def _nothing() -> None:
     """Nobody wants to know of changes: the sandbox is another process's."""
@@ -64,7 +67,7 @@ class AsyncContainer:
         self._changed = changed
         self._created_unix_ns = record.created_unix_ns
         self._creating: AsyncPending | AsyncAnswered | None = None
-        self._detach: Callable[[], compat.Later[None]] | None = None
+        self._detach: Detach | None = None
         self._image = image
         self._starting: AsyncPending | AsyncAnswered | None = None
         self._state = record.state
@@ -103,7 +106,7 @@ class AsyncContainer:
         pipeline: AsyncPipeline,
         spec: messages.Spec,
         storages: tuple[messages.Storage, ...],
-        detach: Callable[[], compat.Later[None]] | None,
+        detach: Detach | None,
     ) -> None:
         """Send the request that makes it. ``detach`` lets go of its disk when it is removed."""
         self._detach = detach

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Container", "captured", "new_container_id"]
 
+# Lets go of a container's disk.
+Detach = Callable[[], compat.Later[None]]
+
 
 def _nothing() -> None:
     """Nobody wants to know of changes: the sandbox is another process's."""
@@ -65,7 +68,7 @@ class Container:
         self._changed = changed
         self._created_unix_ns = record.created_unix_ns
         self._creating: Pending | Answered | None = None
-        self._detach: Callable[[], compat.Later[None]] | None = None
+        self._detach: Detach | None = None
         self._image = image
         self._starting: Pending | Answered | None = None
         self._state = record.state
@@ -104,7 +107,7 @@ class Container:
         pipeline: Pipeline,
         spec: messages.Spec,
         storages: tuple[messages.Storage, ...],
-        detach: Callable[[], compat.Later[None]] | None,
+        detach: Detach | None,
     ) -> None:
         """Send the request that makes it. ``detach`` lets go of its disk when it is removed."""
         self._detach = detach

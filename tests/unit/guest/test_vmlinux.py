@@ -24,7 +24,7 @@ def test_extract_vmlinux_when_zstd_or_lz4_hands_payload_without_its_size_word(
     image = make_bzimage(kernel, form="four-bytes").replace(b"four", magic)
     asked = []
 
-    def native(data: bytes, *, format: str, max_bytes: int) -> bytes:  # noqa: A002
+    def native(data: bytes, *, format: str, max_bytes: int) -> bytes:
         asked.append((data, format, max_bytes))
         return kernel
 
