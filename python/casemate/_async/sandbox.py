@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import secrets
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -129,10 +128,11 @@ class AsyncSandbox:
         """
         config = config if config is not None else SandboxConfig()
         settings = settings if settings is not None else Settings.from_environment()
-        sandbox = cls(SandboxId(config.name or f"s-{secrets.token_hex(6)}"), config, settings)
+        sandbox = cls(SandboxId(config.name or f"s-{os.urandom(6).hex()}"), config, settings)
         try:
             await sandbox._create(tuple(containers), start, progress)
         except BaseException as error:
+            sandbox._state = State.STOPPED
             failures = await sandbox._undo.unwind()
             cause = raise_with(error, failures)
             if cause is error:
@@ -335,7 +335,7 @@ class AsyncSandbox:
                     f"the sandbox has a container named {container_id!r} already", container_id=container_id
                 )
             image = await self._resolve_image(config, progress)
-            disk = _disk(f"rootfs-{secrets.token_hex(4)}", image)
+            disk = _disk(f"rootfs-{os.urandom(4).hex()}", image)
             address = await driver.attach_block(disk)
 
             async def detach() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import logging
 import os
-import secrets
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -130,10 +129,11 @@ class Sandbox:
         """
         config = config if config is not None else SandboxConfig()
         settings = settings if settings is not None else Settings.from_environment()
-        sandbox = cls(SandboxId(config.name or f"s-{secrets.token_hex(6)}"), config, settings)
+        sandbox = cls(SandboxId(config.name or f"s-{os.urandom(6).hex()}"), config, settings)
         try:
             sandbox._create(tuple(containers), start, progress)
         except BaseException as error:
+            sandbox._state = State.STOPPED
             failures = sandbox._undo.unwind()
             cause = raise_with(error, failures)
             if cause is error:
@@ -336,7 +336,7 @@ class Sandbox:
                     f"the sandbox has a container named {container_id!r} already", container_id=container_id
                 )
             image = self._resolve_image(config, progress)
-            disk = _disk(f"rootfs-{secrets.token_hex(4)}", image)
+            disk = _disk(f"rootfs-{os.urandom(4).hex()}", image)
             address = driver.attach_block(disk)
 
             def detach() -> None:

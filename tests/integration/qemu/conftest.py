@@ -65,7 +65,7 @@ async def start_driver(
 async def _stop(driver: AsyncQemu, directory: Path) -> None:
     await driver.stop()
     assert os.listdir(directory) == []
-    directory.rmdir()  # noqa: ASYNC240 - on a memory file system
+    directory.rmdir()
 
 
 @pytest.fixture(scope="session", autouse=True)
