@@ -70,7 +70,7 @@ class SandboxConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         hypervisor: The VMM, ``"qemu"``.
         machine: ``"q35"`` (everything can be hot-plugged) or ``"microvm"`` (boots faster, its size is fixed).
         accel: ``"kvm"``, ``"tcg"`` (software emulation), or ``"auto"``: KVM where it really works.
-        cpu_model: In the VMM's own words; None: ``host`` with KVM, ``max`` without.
+        cpu_model: In the VMM's own words; None: ``host`` with KVM, ``max,-erms,-fsrm`` without.
         vcpus: Virtual CPUs at boot, 1 to 288 (255 in software emulation).
         max_vcpus: Room for hot-plug; None: ``vcpus``.
         memory_mib: Guest memory in MiB. The writable layers of containers live in it too, so the default is above what booting needs.

@@ -40,6 +40,8 @@ _MAX_VCPUS_TCG = 255
 _MAX_VCPUS_KVM = 288
 _MAX_ID = 31
 _MAX_SERIAL = 20
+# Without «fast string» bits the kernel copies with plain moves, which TCG translates well; a repeated string move is a slow loop there.
+_TCG_CPU = "max,-erms,-fsrm"
 _VSOCK_KINDS = ("vhost", "vhost-user", "none")
 
 
@@ -129,7 +131,7 @@ def make_plan(
         machine=config.machine,
         machine_options=_machine_options(config, vsock),
         accelerator=accelerator,
-        cpu=config.cpu_model or ("host" if accelerator.name == "kvm" else "max"),
+        cpu=config.cpu_model or ("host" if accelerator.name == "kvm" else _TCG_CPU),
         vcpus=config.vcpus,
         max_vcpus=config.max_vcpus or config.vcpus,
         memory_mib=config.memory_mib,

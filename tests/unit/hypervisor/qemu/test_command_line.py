@@ -45,7 +45,7 @@ def test_command_line_when_q35_on_tcg_then_is_golden() -> None:
         "-name", "sandbox-web",
         "-uuid", UUID,
         "-machine", "q35,accel=tcg,vmport=off,smbus=off,sata=off,dump-guest-core=off,memory-backend=mem0",
-        "-cpu", "max",
+        "-cpu", "max,-erms,-fsrm",
         "-chardev", "socket,id=qmp,fd=3,server=on,wait=off",
         "-chardev", "socket,id=console,fd=4",
         "-chardev", "socket,id=vsock,fd=5",
