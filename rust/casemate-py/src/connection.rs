@@ -195,13 +195,7 @@ impl Connection {
     fn wait<'py>(&self, py: Python<'py>, slot: u32) -> Result<Bound<'py, PyBytes>, Error> {
         let client = self.checked()?;
         let slot = StreamId(slot);
-        let wait_once = |limit: Option<Instant>| {
-            client.take(slot).or_else(|| {
-                client.wait_ready(&[slot], limit);
-                client.take(slot)
-            })
-        };
-        let answer = in_slices(py, None, wait_once)?;
+        let answer = in_slices(py, None, |limit| client.wait_until(slot, limit))?;
         self.finish(py, slot, answer)
     }
 

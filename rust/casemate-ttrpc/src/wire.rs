@@ -10,11 +10,14 @@ use nix::sys::socket::{MsgFlags, recv, sendmsg};
 
 use crate::error::TtrpcError;
 
-/// The time until `deadline` for poll, rounded up so that a wait never ends before it.
-pub(crate) fn poll_timeout(deadline: Option<Instant>) -> PollTimeout {
-    let Some(deadline) = deadline else { return PollTimeout::NONE };
-    let left = deadline.saturating_duration_since(Instant::now());
-    PollTimeout::try_from(left + Duration::from_micros(999)).unwrap_or(PollTimeout::MAX)
+/// The time until `deadline`, rounded up to what a poll can wait, so that a wait never ends before it.
+pub(crate) fn time_left(deadline: Instant) -> Duration {
+    deadline.saturating_duration_since(Instant::now()) + Duration::from_micros(999)
+}
+
+/// [`time_left`] for poll.
+pub(crate) fn poll_timeout(deadline: Instant) -> PollTimeout {
+    PollTimeout::try_from(time_left(deadline)).unwrap_or(PollTimeout::MAX)
 }
 
 /// Receives at most `buffer.len()` bytes; 0 at the end of the stream. Blocks if the socket does.
@@ -66,7 +69,7 @@ pub(crate) fn send_all(fd: BorrowedFd<'_>, parts: &[&[u8]], stall: Duration) -> 
                     return Err(TtrpcError::Stalled { stalled: stall });
                 }
                 let mut fds = [PollFd::new(fd.as_fd(), PollFlags::POLLOUT)];
-                match poll(&mut fds, poll_timeout(Some(until))) {
+                match poll(&mut fds, poll_timeout(until)) {
                     Ok(_) | Err(Errno::EINTR) => {}
                     Err(errno) => return Err(TtrpcError::io("poll", errno)),
                 }
