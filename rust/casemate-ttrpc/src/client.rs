@@ -5,7 +5,6 @@
 //! came. When its own answer is there, another waiter leads. An event loop leads instead by calling
 //! [`Client::on_readable`] when [`Client::socket`] is readable; the two ways are not mixed on one connection.
 
-use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -17,7 +16,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::socket::{MsgFlags, Shutdown, shutdown};
 
 use crate::error::TtrpcError;
-use crate::frame::StreamId;
+use crate::frame::{StreamId, StreamMap};
 use crate::slots::{Answer, Call, ClientState};
 use crate::wire::{receive, send_now, time_left};
 
@@ -94,7 +93,7 @@ struct Inner {
     descriptors: Option<Arc<Descriptors>>,
     /// Whether a thread polls now, and until when it sleeps at most.
     leader: Option<Lead>,
-    followers: HashMap<StreamId, Vec<Arc<Condvar>>>,
+    followers: StreamMap<Vec<Arc<Condvar>>>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -113,7 +112,7 @@ impl Client {
             state: ClientState::new(),
             descriptors: Some(Arc::new(Descriptors::new(socket, watch)?)),
             leader: None,
-            followers: HashMap::new(),
+            followers: StreamMap::default(),
         };
         Ok(Self { inner: Mutex::new(inner) })
     }
@@ -242,7 +241,7 @@ impl Client {
         let mut inner = self.lock();
         inner.read_ready();
         inner.state.expire(Instant::now());
-        let finished = inner.state.take_finished();
+        let finished: Vec<StreamId> = inner.state.take_finished().collect();
         finished.into_iter().filter_map(|slot| inner.state.take(slot).map(|answer| (slot, answer))).collect()
     }
 
@@ -481,11 +480,14 @@ impl Inner {
 
     /// Wakes the followers of the slots that finished; whether there were any.
     fn notify_all_finished(&mut self) -> bool {
-        let finished = self.state.take_finished();
-        if !self.followers.is_empty() {
-            finished.iter().for_each(|slot| self.notify(*slot));
+        let mut any = false;
+        for slot in self.state.take_finished() {
+            any = true;
+            for news in self.followers.get(&slot).into_iter().flatten() {
+                news.notify_one();
+            }
         }
-        !finished.is_empty()
+        any
     }
 
     /// Wakes one follower to lead, when nobody does.

@@ -4,7 +4,7 @@
 //! side hold is one frame in the decoder and one answer for each call that the caller opened.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::BinaryHeap;
 use std::time::{Duration, Instant};
 
 use prost::Message;
@@ -12,7 +12,7 @@ use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, k
 
 use crate::error::TtrpcError;
 use crate::frame::{
-    FrameDecoder, FrameError, FrameHeader, FrameKind, HEADER_BYTES, MAX_DATA_BYTES, StreamId,
+    FrameDecoder, FrameError, FrameHeader, FrameKind, HEADER_BYTES, MAX_DATA_BYTES, StreamId, StreamMap,
 };
 use crate::message::{Code, KeyValue, Request, Response, Status};
 
@@ -50,7 +50,7 @@ enum Slot {
 #[derive(Debug)]
 pub struct ClientState {
     decoder: FrameDecoder,
-    slots: HashMap<StreamId, Slot>,
+    slots: StreamMap<Slot>,
     /// Deadlines, also of calls that are finished or cancelled since.
     deadlines: BinaryHeap<Reverse<(Instant, StreamId)>>,
     finished: Vec<StreamId>,
@@ -73,7 +73,7 @@ impl ClientState {
     pub fn new() -> Self {
         Self {
             decoder: FrameDecoder::new(),
-            slots: HashMap::new(),
+            slots: StreamMap::default(),
             deadlines: BinaryHeap::new(),
             finished: Vec::new(),
             next_stream: 1,
@@ -226,8 +226,8 @@ impl ClientState {
     }
 
     /// The slots that finished since the last call.
-    pub fn take_finished(&mut self) -> Vec<StreamId> {
-        std::mem::take(&mut self.finished)
+    pub fn take_finished(&mut self) -> impl Iterator<Item = StreamId> + '_ {
+        self.finished.drain(..)
     }
 
     /// Forgets the slot; false when there is none. A late answer is dropped and counted.

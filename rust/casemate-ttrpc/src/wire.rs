@@ -32,20 +32,21 @@ pub(crate) fn receive(fd: BorrowedFd<'_>, buffer: &mut [u8], flags: MsgFlags) ->
     }
 }
 
-/// Sends what the socket takes at once of `parts`, from byte `from` of them on; `EAGAIN` when nothing.
+/// Most parts of one message: header, envelope, payload.
+const MAX_PARTS: usize = 3;
+
+/// Sends what the socket takes at once of at most [`MAX_PARTS`] parts, from byte `from` of them on; `EAGAIN` when nothing.
 pub(crate) fn send_now(fd: BorrowedFd<'_>, parts: &[&[u8]], from: usize) -> Result<usize, Errno> {
     let mut skip = from;
-    let mut slices = Vec::with_capacity(parts.len());
-    for part in parts {
+    let mut slices = [IoSlice::new(&[]); MAX_PARTS];
+    for (slice, part) in slices.iter_mut().zip(parts) {
         let cut = skip.min(part.len());
         skip -= cut;
-        if cut < part.len() {
-            slices.push(IoSlice::new(&part[cut..]));
-        }
+        *slice = IoSlice::new(&part[cut..]);
     }
     let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
     loop {
-        match sendmsg::<()>(fd.as_raw_fd(), &slices, &[], flags, None) {
+        match sendmsg::<()>(fd.as_raw_fd(), &slices[..parts.len()], &[], flags, None) {
             Err(Errno::EINTR) => {}
             result => return result,
         }
