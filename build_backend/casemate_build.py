@@ -107,7 +107,9 @@ def build_agent(profile: str) -> None:
     try:
         subprocess.run(command, cwd=ROOT, check=True)
     except subprocess.CalledProcessError as error:
-        raise BuildError(f"the guest agent was not built: cargo ended with status {error.returncode}") from error
+        raise BuildError(
+            f"the guest agent was not built: cargo ended with status {error.returncode}"
+        ) from error
 
 
 def missing_static_target() -> str | None:

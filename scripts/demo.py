@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import casemate
 from casemate.cli.options import progress_printer
 from scripts.debian_image import build_debian_image
-from tests.support.leaks import find_leaks, take_snapshot
+from tests.support.leaks import find_leaks, start_permanent_threads, take_snapshot
 
 # One shell line in the container: its kernel, its release file, its Python.
 COMMAND = (
@@ -29,6 +29,7 @@ def main() -> int:
     def take() -> dict[str, frozenset[str]]:
         return take_snapshot(whole_host=True, state_root=settings.state_root)
 
+    start_permanent_threads()
     before = take()
     result = casemate.run(f"oci:{image}", ["sh", "-c", COMMAND], progress=progress_printer())
     left = find_leaks(before, take)

@@ -8,12 +8,17 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from casemate import _core
 from casemate.config.settings import Settings
 from tests.support import capabilities, images, leaks
 from tests.support.report import level_of
+
+# A busy machine is no finding of a test; the time limit of the whole test stays.
+hypothesis.settings.register_profile("casemate", deadline=None)
+hypothesis.settings.load_profile("casemate")
 
 # Tests with a guest wait for one that is emulated on a busy machine.
 TIME_LIMITS_S = {"integration": 120, "e2e": 300, "perf": 900}
@@ -72,8 +77,13 @@ def _watch_thread() -> None:
     _core.spawn(["true"]).wait(10)
 
 
+@pytest.fixture(scope="session")
+def _permanent_threads() -> None:
+    leaks.start_permanent_threads()
+
+
 @pytest.fixture(autouse=True)
-def _no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
+def _no_leaks(_permanent_threads: None, request: pytest.FixtureRequest) -> Iterator[None]:
     """Compare what is there after a test with what was there before it; pure tests get the cheap half."""
     if request.node.get_closest_marker("leaks_by_design") is not None:
         yield

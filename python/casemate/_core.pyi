@@ -17,7 +17,10 @@ __all__ = [
     "connect_hybrid",
     "connect_vsock",
     "decompress",
+    "read_tree_file",
+    "remove_tree",
     "spawn",
+    "tsc_khz",
     "unpack_layer",
 ]
 

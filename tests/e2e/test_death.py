@@ -87,7 +87,10 @@ def test_create_when_vmm_is_killed_then_it_fails_at_once_with_the_cause(
     killer.start()
     container = ContainerConfig(image=busybox, command=("cat",))
     raised_at = 0.0
-    with pytest.raises(VmmExitedError) as caught, Sandbox.create(containers=(container,), start=True, settings=settings) as sandbox:
+    with (
+        pytest.raises(VmmExitedError) as caught,
+        Sandbox.create(containers=(container,), start=True, settings=settings) as sandbox,
+    ):
         try:
             sandbox.container().wait(60)
         finally:

@@ -26,9 +26,7 @@ def test_run_when_a_hundred_megabytes_are_written_then_they_arrive_whole(
     busybox: str, settings: Settings, machine: str
 ) -> None:
     command = ["sh", "-c", "head -c 104857600 /dev/zero | tr '\\0' x"]
-    result = casemate.run(
-        busybox, command, config=SandboxConfig(machine=machine), settings=settings
-    )
+    result = casemate.run(busybox, command, config=SandboxConfig(machine=machine), settings=settings)
     assert len(result.stdout_bytes) == 104857600
     assert set(result.stdout_bytes) == {ord("x")}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
+import os
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, overload
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from casemate.images import Image
 
 __all__ = ["AsyncContainer", "captured", "new_container_id"]
+
+# Lets go of a container's disk.
+Detach = Callable[[], compat.Later[None]]
 
 
 def _nothing() -> None:
@@ -64,7 +67,7 @@ class AsyncContainer:
         self._changed = changed
         self._created_unix_ns = record.created_unix_ns
         self._creating: AsyncPending | AsyncAnswered | None = None
-        self._detach: Callable[[], compat.Later[None]] | None = None
+        self._detach: Detach | None = None
         self._image = image
         self._starting: AsyncPending | AsyncAnswered | None = None
         self._state = record.state
@@ -103,7 +106,7 @@ class AsyncContainer:
         pipeline: AsyncPipeline,
         spec: messages.Spec,
         storages: tuple[messages.Storage, ...],
-        detach: Callable[[], compat.Later[None]] | None,
+        detach: Detach | None,
     ) -> None:
         """Send the request that makes it. ``detach`` lets go of its disk when it is removed."""
         self._detach = detach
@@ -213,7 +216,7 @@ class AsyncContainer:
                 op="container.exec",
                 container_id=self.id,
             )
-        exec_id = ExecId(f"exec-{secrets.token_hex(8)}")
+        exec_id = ExecId(f"exec-{os.urandom(8).hex()}")
         spec = self._exec_spec(command, env, cwd, user, terminal=terminal)
         request = messages.ExecProcessRequest(container_id=self.id, exec_id=exec_id, process=spec)
         try:
@@ -308,4 +311,4 @@ def captured(process: AsyncProcess, stdout: bytes, stderr: bytes) -> ExecResult:
 
 def new_container_id(name: str | None) -> ContainerId:
     """A container's id: its name, or a made-up one."""
-    return ContainerId(check_identifier(name, "name") if name is not None else secrets.token_hex(8))
+    return ContainerId(check_identifier(name, "name") if name is not None else os.urandom(8).hex())

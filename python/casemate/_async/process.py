@@ -291,8 +291,9 @@ class AsyncProcess:
             for name in [name for name, one in pending.items() if one in done]:
                 if name == "stdin":
                     one = pending.pop(name)
-                    unsent = await self._sent(one, unsent)
-                    if unsent is not None:
+                    rest = await self._sent(one, unsent)
+                    if rest is not None:
+                        unsent = rest
                         pending[name] = (
                             self.stdin.submit(bytes(unsent[:WRITE_BYTES]))
                             if unsent

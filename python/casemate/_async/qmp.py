@@ -199,19 +199,19 @@ class AsyncQmpClient:
                 lines.append(line)
             return b"".join(lines)
 
-        at = 0
+        outcomes: list[Any] = []
         try:
             await self._send(make, deadline, borrow_fds)
-            outcomes = []
-            for at, (_, slot) in enumerate(slots):
+            for _, slot in slots:
                 outcomes.append(await self._result(slot, deadline))
             return outcomes
         except DeadlineExceededError as error:
+            late = names[len(outcomes)]
             raise DeadlineExceededError(
-                f"QEMU did not answer {names[at]} within {deadline - started:.3g} s",
+                f"QEMU did not answer {late} within {deadline - started:.3g} s",
                 deadline_s=deadline - started,
                 waited_s=time.monotonic() - started,
-                op=f"qmp.{names[at]}",
+                op=f"qmp.{late}",
             ) from error
         finally:
             for number, _ in slots:

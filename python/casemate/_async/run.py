@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+
 from msgspec.structs import replace
 
 from casemate._async.container import captured

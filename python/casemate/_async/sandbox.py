@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-import secrets
 import socket
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from casemate import _core
 from casemate._async.agent import AsyncAgentClient, AsyncPipeline
 from casemate._async.container import AsyncContainer, new_container_id
 from casemate._async.hypervisor.qemu import VSOCK_SOCKET, AsyncQemu
@@ -128,10 +128,11 @@ class AsyncSandbox:
         """
         config = config if config is not None else SandboxConfig()
         settings = settings if settings is not None else Settings.from_environment()
-        sandbox = cls(SandboxId(config.name or f"s-{secrets.token_hex(6)}"), config, settings)
+        sandbox = cls(SandboxId(config.name or f"s-{os.urandom(6).hex()}"), config, settings)
         try:
             await sandbox._create(tuple(containers), start, progress)
         except BaseException as error:
+            sandbox._state = State.STOPPED
             failures = await sandbox._undo.unwind()
             cause = raise_with(error, failures)
             if cause is error:
@@ -206,7 +207,13 @@ class AsyncSandbox:
             settings=self._settings,
             progress=_steps(progress),
         )
-        boot = boot_assets(self.config, self._guest_assets(), driver.accel_name, host_port=HOST_PORT)
+        boot = boot_assets(
+            self.config,
+            self._guest_assets(),
+            driver.accel_name,
+            host_port=HOST_PORT,
+            tsc_khz=_core.tsc_khz() if driver.accel_name == "tcg" else None,
+        )
         return driver, driver.plan(
             boot, [_disk(f"rootfs{index}", image) for index, image in enumerate(images)]
         )
@@ -328,7 +335,7 @@ class AsyncSandbox:
                     f"the sandbox has a container named {container_id!r} already", container_id=container_id
                 )
             image = await self._resolve_image(config, progress)
-            disk = _disk(f"rootfs-{secrets.token_hex(4)}", image)
+            disk = _disk(f"rootfs-{os.urandom(4).hex()}", image)
             address = await driver.attach_block(disk)
 
             async def detach() -> None:
@@ -469,7 +476,9 @@ class AsyncSandbox:
                 exc_info=error,
             )
 
-    async def _resolve_image(self, config: ContainerConfig, progress: Callable[[Progress], None] | None) -> Image:
+    async def _resolve_image(
+        self, config: ContainerConfig, progress: Callable[[Progress], None] | None
+    ) -> Image:
         from casemate import images
 
         return await compat.to_thread(

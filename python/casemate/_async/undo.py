@@ -49,6 +49,5 @@ def raise_with(first: BaseException, others: list[BaseException]) -> BaseExcepti
     """``first`` alone, or a group with it in front when undoing failed as well."""
     if not others:
         return first
-    if isinstance(first, Exception) and all(isinstance(other, Exception) for other in others):
-        return ExceptionGroup(str(first), [first, *others])  # type: ignore[list-item]
+    # A group of ordinary exceptions is one itself: the constructor chooses the class by what it is given.
     return BaseExceptionGroup(str(first), [first, *others])

@@ -40,6 +40,11 @@ class Slot:
         return self._future.done()
 
 
+def _finish(changed: asyncio.Future[None]) -> None:
+    if not changed.done():
+        changed.set_result(None)
+
+
 class Channel:
     """A connected stream socket whose bytes go to ``on_bytes``, and its end, once, to ``on_end``.
 
@@ -113,7 +118,7 @@ class Channel:
 
     async def _writable(self) -> None:
         changed: asyncio.Future[None] = self._loop.create_future()
-        self._loop.add_writer(self._socket.fileno(), lambda: changed.done() or changed.set_result(None))
+        self._loop.add_writer(self._socket.fileno(), _finish, changed)
         try:
             await changed
         finally:

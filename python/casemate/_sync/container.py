@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-import secrets
+import os
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, overload
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from casemate.images import Image
 
 __all__ = ["Container", "captured", "new_container_id"]
+
+# Lets go of a container's disk.
+Detach = Callable[[], compat.Later[None]]
 
 
 def _nothing() -> None:
@@ -65,7 +68,7 @@ class Container:
         self._changed = changed
         self._created_unix_ns = record.created_unix_ns
         self._creating: Pending | Answered | None = None
-        self._detach: Callable[[], compat.Later[None]] | None = None
+        self._detach: Detach | None = None
         self._image = image
         self._starting: Pending | Answered | None = None
         self._state = record.state
@@ -104,7 +107,7 @@ class Container:
         pipeline: Pipeline,
         spec: messages.Spec,
         storages: tuple[messages.Storage, ...],
-        detach: Callable[[], compat.Later[None]] | None,
+        detach: Detach | None,
     ) -> None:
         """Send the request that makes it. ``detach`` lets go of its disk when it is removed."""
         self._detach = detach
@@ -214,7 +217,7 @@ class Container:
                 op="container.exec",
                 container_id=self.id,
             )
-        exec_id = ExecId(f"exec-{secrets.token_hex(8)}")
+        exec_id = ExecId(f"exec-{os.urandom(8).hex()}")
         spec = self._exec_spec(command, env, cwd, user, terminal=terminal)
         request = messages.ExecProcessRequest(container_id=self.id, exec_id=exec_id, process=spec)
         try:
@@ -309,4 +312,4 @@ def captured(process: Process, stdout: bytes, stderr: bytes) -> ExecResult:
 
 def new_container_id(name: str | None) -> ContainerId:
     """A container's id: its name, or a made-up one."""
-    return ContainerId(check_identifier(name, "name") if name is not None else secrets.token_hex(8))
+    return ContainerId(check_identifier(name, "name") if name is not None else os.urandom(8).hex())

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+
 from msgspec.structs import replace
 
 from casemate._sync.container import captured

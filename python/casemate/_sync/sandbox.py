@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import logging
 import os
-import secrets
 import socket
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from casemate import _core
 from casemate._sync.agent import AgentClient, Pipeline
 from casemate._sync.container import Container, new_container_id
 from casemate._sync.hypervisor.qemu import VSOCK_SOCKET, Qemu
@@ -129,10 +129,11 @@ class Sandbox:
         """
         config = config if config is not None else SandboxConfig()
         settings = settings if settings is not None else Settings.from_environment()
-        sandbox = cls(SandboxId(config.name or f"s-{secrets.token_hex(6)}"), config, settings)
+        sandbox = cls(SandboxId(config.name or f"s-{os.urandom(6).hex()}"), config, settings)
         try:
             sandbox._create(tuple(containers), start, progress)
         except BaseException as error:
+            sandbox._state = State.STOPPED
             failures = sandbox._undo.unwind()
             cause = raise_with(error, failures)
             if cause is error:
@@ -207,7 +208,13 @@ class Sandbox:
             settings=self._settings,
             progress=_steps(progress),
         )
-        boot = boot_assets(self.config, self._guest_assets(), driver.accel_name, host_port=HOST_PORT)
+        boot = boot_assets(
+            self.config,
+            self._guest_assets(),
+            driver.accel_name,
+            host_port=HOST_PORT,
+            tsc_khz=_core.tsc_khz() if driver.accel_name == "tcg" else None,
+        )
         return driver, driver.plan(
             boot, [_disk(f"rootfs{index}", image) for index, image in enumerate(images)]
         )
@@ -329,7 +336,7 @@ class Sandbox:
                     f"the sandbox has a container named {container_id!r} already", container_id=container_id
                 )
             image = self._resolve_image(config, progress)
-            disk = _disk(f"rootfs-{secrets.token_hex(4)}", image)
+            disk = _disk(f"rootfs-{os.urandom(4).hex()}", image)
             address = driver.attach_block(disk)
 
             def detach() -> None:
@@ -470,7 +477,9 @@ class Sandbox:
                 exc_info=error,
             )
 
-    def _resolve_image(self, config: ContainerConfig, progress: Callable[[Progress], None] | None) -> Image:
+    def _resolve_image(
+        self, config: ContainerConfig, progress: Callable[[Progress], None] | None
+    ) -> Image:
         from casemate import images
 
         return compat.to_thread(

@@ -1,0 +1,1 @@
+"""Configuration documents: parsed, checked, with their defaults."""

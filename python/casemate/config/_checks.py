@@ -46,7 +46,7 @@ def check_hostname(path: str, value: str) -> None:
         )
 
 
-def check_integer(path: str, value: int, low: int, high: int, unit: str) -> None:
+def check_integer(path: str, value: object, low: int, high: int, unit: str) -> None:
     """A whole number from ``low`` to ``high``, both included."""
     if not isinstance(value, int) or isinstance(value, bool):
         raise InvalidConfigError(f"{path} is {value!r}, a whole number of {unit} is expected", path=path)
@@ -57,7 +57,7 @@ def check_integer(path: str, value: int, low: int, high: int, unit: str) -> None
         )
 
 
-def check_seconds(path: str, value: float) -> None:
+def check_seconds(path: str, value: object) -> None:
     """A time limit in seconds, above 0 and at most a day."""
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value <= 86400:
         raise InvalidConfigError(
@@ -92,7 +92,7 @@ def check_absolute_path(path: str, value: str) -> None:
         )
 
 
-def check_words(path: str, value: Sequence[str], *, empty_word: bool = True) -> tuple[str, ...]:
+def check_words(path: str, value: Sequence[str] | bytes, *, empty_word: bool = True) -> tuple[str, ...]:
     """A sequence of words without NUL, as a tuple. A single string is refused: it is not split."""
     if isinstance(value, (str, bytes)):
         word = value if isinstance(value, str) else value.decode(errors="replace")
@@ -108,7 +108,7 @@ def check_words(path: str, value: Sequence[str], *, empty_word: bool = True) -> 
     return words
 
 
-def check_pairs(path: str, value: Mapping[str, str]) -> None:
+def check_pairs(path: str, value: object) -> None:
     """Names to texts, without NUL and with no ``=`` in a name."""
     if not isinstance(value, Mapping):
         raise InvalidConfigError(f"{path} is {value!r}, a mapping of names to texts is expected", path=path)
@@ -119,7 +119,7 @@ def check_pairs(path: str, value: Mapping[str, str]) -> None:
         _check_text(f"{path}.{name}", text)
 
 
-def _check_text(path: str, value: str) -> None:
+def _check_text(path: str, value: object) -> None:
     if not isinstance(value, str):
         raise InvalidConfigError(f"{path} is {value!r}, a text is expected", path=path)
     if "\0" in value:

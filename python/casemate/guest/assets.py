@@ -210,7 +210,7 @@ def _choose(
                 refresh=refresh,
             )
         return _of_entry(store, entry)
-    if "/" not in wanted and not isinstance(kernel, os.PathLike) and not os.path.exists(wanted):
+    if "/" not in wanted and not isinstance(kernel, os.PathLike) and not Path(wanted).exists():
         raise InvalidConfigError(
             f"kernel is {wanted!r}: auto, a series such as 6.12, or the path of a kernel is expected",
             path="kernel",

@@ -90,7 +90,8 @@ def _drain(
     tool: str,
     deadline_s: float,
 ) -> CommandResult:
-    assert process.stdout is not None and process.stderr is not None
+    assert process.stdout is not None
+    assert process.stderr is not None
     started = time.monotonic()
     kept = {process.stdout.fileno(): bytearray(), process.stderr.fileno(): bytearray()}
     if on_status_line:

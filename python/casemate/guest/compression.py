@@ -12,12 +12,12 @@ Decompress = Callable[..., bytes]
 """``(data, *, format, max_bytes) -> bytes``, as :func:`casemate._core.decompress`."""
 
 
-def decompress(data: bytes, *, format: str, max_bytes: int, native: Decompress | None = None) -> bytes:
+def decompress(data: bytes, *, form: str, max_bytes: int, native: Decompress | None = None) -> bytes:
     """Decompress ``data``.
 
     Args:
         data: One whole compressed stream; what follows its end is ignored.
-        format: ``gzip``, ``xz``, ``zstd`` or ``lz4-legacy``.
+        form: ``gzip``, ``xz``, ``zstd`` or ``lz4-legacy``.
         max_bytes: The result may not be longer.
         native: For zstd and lz4; :func:`casemate._core.decompress` by default.
 
@@ -25,14 +25,14 @@ def decompress(data: bytes, *, format: str, max_bytes: int, native: Decompress |
         InvalidConfigError: Damaged, cut short, or longer than ``max_bytes``.
     Blocks: for the decompression.
     """
-    if format == "gzip":
+    if form == "gzip":
         return _gzip(data, max_bytes)
-    if format == "xz":
+    if form == "xz":
         return _xz(data, max_bytes)
     if native is None:
         from casemate._core import decompress as native
     assert native is not None
-    return native(data, format=format, max_bytes=max_bytes)
+    return native(data, format=form, max_bytes=max_bytes)
 
 
 def _gzip(data: bytes, max_bytes: int) -> bytes:
@@ -43,7 +43,7 @@ def _gzip(data: bytes, max_bytes: int) -> bytes:
         result = stream.decompress(data, max_bytes + 1)
     except zlib.error as exc:
         raise InvalidConfigError(f"damaged gzip data: {exc}") from exc
-    return _checked(result, ended=stream.eof, format="gzip", max_bytes=max_bytes)
+    return _checked(result, ended=stream.eof, form="gzip", max_bytes=max_bytes)
 
 
 def _xz(data: bytes, max_bytes: int) -> bytes:
@@ -54,12 +54,12 @@ def _xz(data: bytes, max_bytes: int) -> bytes:
         result = stream.decompress(data, max_bytes + 1)
     except lzma.LZMAError as exc:
         raise InvalidConfigError(f"damaged xz data: {exc}") from exc
-    return _checked(result, ended=stream.eof, format="xz", max_bytes=max_bytes)
+    return _checked(result, ended=stream.eof, form="xz", max_bytes=max_bytes)
 
 
-def _checked(result: bytes, *, ended: bool, format: str, max_bytes: int) -> bytes:
+def _checked(result: bytes, *, ended: bool, form: str, max_bytes: int) -> bytes:
     if len(result) > max_bytes:
-        raise InvalidConfigError(f"{format} data is longer than {max_bytes} bytes")
+        raise InvalidConfigError(f"{form} data is longer than {max_bytes} bytes")
     if not ended:
-        raise InvalidConfigError(f"{format} data is cut short after {len(result)} bytes of its content")
+        raise InvalidConfigError(f"{form} data is cut short after {len(result)} bytes of its content")
     return result

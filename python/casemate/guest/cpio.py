@@ -6,6 +6,7 @@ Format: the kernel's ``Documentation/driver-api/early-userspace/buffer-format.rs
 
 from __future__ import annotations
 
+import mmap
 import stat
 from collections.abc import Iterable, Iterator
 
@@ -117,7 +118,7 @@ def read_header(header: bytes) -> tuple[int, int]:
     return name_bytes, size_bytes
 
 
-def walk(data: bytes | memoryview, start: int = 0) -> Iterator[tuple[bytes, int, int]]:
+def walk(data: bytes | mmap.mmap, start: int = 0) -> Iterator[tuple[bytes, int, int]]:
     """Name, first byte and end of the content of each member up to the trailer, which comes last.
 
     Raises:

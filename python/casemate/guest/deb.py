@@ -45,7 +45,7 @@ def _unpack_by_ourselves(package: Path, directory: Path) -> None:
     else:
         mode = "r:"
         if name.endswith(".zst"):
-            content = compression.decompress(data, format="zstd", max_bytes=_MAX_DATA_BYTES)
+            content = compression.decompress(data, form="zstd", max_bytes=_MAX_DATA_BYTES)
     try:
         with tarfile.open(fileobj=io.BytesIO(content), mode=mode) as archive:  # type: ignore[call-overload]
             archive.extractall(directory, filter="data")

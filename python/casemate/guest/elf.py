@@ -5,6 +5,7 @@ Not a general reader: 64-bit little-endian x86-64 only. Every length and offset 
 
 from __future__ import annotations
 
+import mmap
 import struct
 from collections.abc import Iterator
 
@@ -22,7 +23,7 @@ _HEADER = struct.Struct("<16sHHIQQQIHHHHHH")
 _PROGRAM = struct.Struct("<IIQQQQQQ")
 _SECTION = struct.Struct("<IIQQQQIIQQ")
 
-Data = bytes | bytearray | memoryview
+Data = bytes | bytearray | mmap.mmap
 
 
 class ElfError(ValueError):

@@ -42,8 +42,8 @@ class KernelFile(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @contextlib.contextmanager
-def open_mapped(path: Path, *, field: str) -> Iterator[memoryview]:
-    """The content of the regular file ``path``, mapped.
+def open_mapped(path: Path, *, field: str) -> Iterator[mmap.mmap]:
+    """The content of the regular file ``path``, mapped: a slice of it is a copy, so nothing outlives the mapping.
 
     Raises:
         InvalidConfigError: Missing, not a regular file, or empty; ``path`` of the error is ``field``.
@@ -56,11 +56,7 @@ def open_mapped(path: Path, *, field: str) -> Iterator[memoryview]:
         if status.st_size == 0:
             raise InvalidConfigError(f"{field} {path} is empty", path=field)
         with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-            view = memoryview(mapped)
-            try:
-                yield view
-            finally:
-                view.release()
+            yield mapped
     except (FileNotFoundError, NotADirectoryError) as exc:
         raise InvalidConfigError(f"{field} {path} does not exist", path=field) from exc
     except OSError as exc:
@@ -82,18 +78,18 @@ def check_kernel(path: Path) -> KernelFile:
     Blocks: for reading the file, tens of milliseconds.
     """
     with open_mapped(path, field="kernel") as data:
-        if vmlinux.is_bzimage(bytes(data[:0x300])):
+        if vmlinux.is_bzimage(data[:0x300]):
             return _check_bzimage(data, path)
         if data[:4] == b"\x7fELF":
             return _check_vmlinux(data, path)
         raise InvalidConfigError(
             f"kernel {path} is not a kernel: a bzImage (HdrS) or an ELF vmlinux is expected, it starts with"
-            f" {bytes(data[:4]).hex()}",
+            f" {data[:4].hex()}",
             path="kernel",
         )
 
 
-def _check_bzimage(data: memoryview, path: Path) -> KernelFile:
+def _check_bzimage(data: mmap.mmap, path: Path) -> KernelFile:
     image = vmlinux.parse_bzimage(data[: 64 << 10], path=str(path))
     if len(data) < image.size_bytes:
         raise InvalidConfigError(
@@ -103,7 +99,7 @@ def _check_bzimage(data: memoryview, path: Path) -> KernelFile:
     return KernelFile(form="bzimage", release=image.release)
 
 
-def _check_vmlinux(data: memoryview, path: Path) -> KernelFile:
+def _check_vmlinux(data: mmap.mmap, path: Path) -> KernelFile:
     try:
         needed = elf.required_bytes(data)
         if needed > len(data):
@@ -123,7 +119,7 @@ def _check_vmlinux(data: memoryview, path: Path) -> KernelFile:
     return KernelFile(form="vmlinux", release=release, config=_embedded_config(data))
 
 
-def _embedded_config(data: memoryview) -> str:
+def _embedded_config(data: mmap.mmap) -> str:
     found = re.search(re.escape(_IKCONFIG), data)
     if found is None:
         return ""
@@ -161,16 +157,16 @@ def check_initrd(path: Path) -> None:
             raise InvalidConfigError(f"initrd {path} is damaged: {exc}", path="initrd") from exc
 
 
-def _skip_zeros(data: memoryview, position: int) -> int:
+def _skip_zeros(data: mmap.mmap, position: int) -> int:
     while position < len(data) and data[position] == 0:
-        block = bytes(data[position : position + _CHUNK_BYTES])
+        block = data[position : position + _CHUNK_BYTES]
         rest = block.lstrip(b"\0")
         position += len(block) - len(rest)
     return position
 
 
-def _segment_end(data: memoryview, start: int) -> int:
-    magic = bytes(data[start : start + 6])
+def _segment_end(data: mmap.mmap, start: int) -> int:
+    magic = data[start : start + 6]
     if magic in cpio.MAGICS:
         end = start
         for _, _, member_end in cpio.walk(data, start):
@@ -189,7 +185,7 @@ def _segment_end(data: memoryview, start: int) -> int:
     )
 
 
-def _gzip_end(data: memoryview, start: int) -> int:
+def _gzip_end(data: mmap.mmap, start: int) -> int:
     import zlib
 
     stream = zlib.decompressobj(wbits=31)
@@ -209,7 +205,7 @@ def _gzip_end(data: memoryview, start: int) -> int:
     return position - len(stream.unused_data)
 
 
-def _xz_end(data: memoryview, start: int) -> int:
+def _xz_end(data: mmap.mmap, start: int) -> int:
     import lzma
 
     stream = lzma.LZMADecompressor(lzma.FORMAT_XZ)
@@ -226,13 +222,13 @@ def _xz_end(data: memoryview, start: int) -> int:
     return position - len(stream.unused_data)
 
 
-def _need(data: memoryview, end: int, what: str) -> int:
+def _need(data: mmap.mmap, end: int, what: str) -> int:
     if end > len(data):
         raise EOFError(f"{what} is cut short: {len(data)} bytes, {end} expected")
     return end
 
 
-def _zstd_end(data: memoryview, start: int) -> int:
+def _zstd_end(data: mmap.mmap, start: int) -> int:
     """Frame layout as in RFC 8878, section 3.1.1; the content of blocks is not looked at."""
     position = _need(data, start + 5, "zstd data")
     descriptor = data[start + 4]
@@ -250,10 +246,10 @@ def _zstd_end(data: memoryview, start: int) -> int:
     return _need(data, position + (4 if descriptor & 4 else 0), "zstd data")
 
 
-def _lz4_end(data: memoryview, start: int) -> int:
+def _lz4_end(data: mmap.mmap, start: int) -> int:
     position = start + 4
     while position + 4 <= len(data):
-        word = bytes(data[position : position + 4])
+        word = data[position : position + 4]
         if word == b"\0\0\0\0" or word[:4] in (_ZSTD, b"0707") or word.startswith(b"\x1f\x8b\x08"):
             break
         if word != _LZ4_LEGACY:
@@ -272,7 +268,7 @@ def check_disk_image(path: Path) -> str:
         HostError: It can't be read.
     """
     with open_mapped(path, field="image") as data:
-        head = bytes(data[:4096])
+        head = data[:4096]
         form, needed = _disk_form(head.ljust(4096, b"\0"))
         if not form:
             raise InvalidConfigError(

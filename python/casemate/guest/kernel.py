@@ -141,16 +141,12 @@ def _publish_unpacked(
 
 def _publish(store: Store, made: Path, *, release: str, source: str, kernel_id: str) -> KernelEntry:
     """Add the uncompressed kernel where that can be had and entered, and move the directory into the cache."""
-    image = made / "vmlinuz"
-    name = image.name
+    name = "vmlinuz"
     try:
-        content = vmlinux.extract_vmlinux(image.read_bytes(), path=source)
-        has_entry = elf.find_pvh_entry(content) is not None
+        content = vmlinux.extract_vmlinux((made / name).read_bytes(), path=source)
     except UnsupportedError:
-        has_entry = (
-            False  # packed in a way that only the kernel's own unpacker knows: it boots, a little slower
-        )
-    if has_entry:
+        content = b""  # packed in a way that only the kernel's own unpacker knows: it boots, a little slower
+    if content and elf.find_pvh_entry(content) is not None:
         name = "vmlinux"
         (made / name).write_bytes(content)
     return store.publish_kernel(

@@ -54,6 +54,7 @@ def kernel_parameters(
         console: Where the kernel's messages go.
         root: Parameters that name the root file system, for a disk image.
         selinux: Whether SELinux is on in the guest.
+
     Raises:
         InvalidConfigError: Unknown machine type.
     """

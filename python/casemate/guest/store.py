@@ -93,11 +93,13 @@ class Store:
 
     def read_current(self, name: str) -> KernelEntry | None:
         """The kernel that the series ``name``, or ``auto``, stands for."""
-        try:
-            target = os.readlink(self.root / "current" / name)
-        except OSError:
-            return None
-        return self.read_kernel(os.path.basename(target))
+        kernel_id = _link(self.root / "current" / name)
+        return self.read_kernel(kernel_id) if kernel_id else None
+
+    def names_of(self, kernel_id: str) -> tuple[str, ...]:
+        """The series, and ``auto``, that the kernel stands for."""
+        directory = self.root / "current"
+        return tuple(name for name in sorted(_names(directory)) if _link(directory / name) == kernel_id)
 
     def list_kernels(self) -> tuple[KernelEntry, ...]:
         """All kernels, by id."""
@@ -289,6 +291,14 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def _link(path: Path) -> str:
+    """Last part of what a symbolic link points to, empty without one."""
+    try:
+        return Path(os.readlink(path)).name
+    except OSError:
+        return ""
+
+
 def _size(path: Path) -> int:
     try:
         return os.stat(path).st_size
@@ -313,7 +323,7 @@ def _names(directory: Path) -> list[str]:
 def _read(path: Path, kind: type[T]) -> T | None:
     """A document of the cache; None when it is missing or of another version's form."""
     try:
-        with open(path, "rb") as stream:
+        with path.open("rb") as stream:
             return msgspec.json.decode(stream.read(), type=kind)
     except (OSError, msgspec.MsgspecError):
         return None

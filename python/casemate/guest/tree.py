@@ -58,7 +58,7 @@ class DiskTree:
             content = file.read_bytes()
             if file.suffix in formats:
                 content = compression.decompress(
-                    content, format=formats[file.suffix], max_bytes=_MAX_MODULE_BYTES
+                    content, form=formats[file.suffix], max_bytes=_MAX_MODULE_BYTES
                 )
             elf.read_sections(content)
         except (OSError, InvalidConfigError, elf.ElfError) as exc:

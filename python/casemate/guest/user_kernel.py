@@ -52,7 +52,7 @@ def choose_user_kernel(store: Store, path: Path, timeout_factor: float) -> Chose
 
 def _find_form(path: Path) -> _Form:
     with open_mapped(path, field="kernel") as data:
-        return _Form(bytes(data[: len(AR_MAGIC)]) == AR_MAGIC)
+        return _Form(data[: len(AR_MAGIC)] == AR_MAGIC)
 
 
 def _digest(store: Store, path: Path) -> str:

@@ -10,7 +10,7 @@ import struct
 
 import msgspec
 
-from casemate.errors import InvalidConfigError
+from casemate.errors import InvalidConfigError, UnsupportedError
 from casemate.guest import compression, elf
 from casemate.guest.compression import Decompress
 
@@ -52,7 +52,7 @@ def is_bzimage(head: bytes) -> bool:
     return head[0x1FE:0x200] == b"\x55\xaa" and head[0x202:0x206] == b"HdrS"
 
 
-def parse_bzimage(data: bytes | memoryview, *, path: str) -> BzImage:
+def parse_bzimage(data: bytes, *, path: str) -> BzImage:
     """Read the setup header. Does not block.
 
     Args:
@@ -87,7 +87,7 @@ def parse_bzimage(data: bytes | memoryview, *, path: str) -> BzImage:
     )
 
 
-def extract_vmlinux(data: bytes | memoryview, *, path: str, decompress: Decompress | None = None) -> bytes:
+def extract_vmlinux(data: bytes, *, path: str, decompress: Decompress | None = None) -> bytes:
     """The vmlinux inside the bzImage ``data``.
 
     Args:
@@ -96,10 +96,11 @@ def extract_vmlinux(data: bytes | memoryview, *, path: str, decompress: Decompre
         decompress: For lz4 and zstd; the native one by default.
 
     Raises:
-        InvalidConfigError: Not a bzImage, cut short, or its payload damaged or not a whole ELF file; ``path`` names it.
+        InvalidConfigError: Not a bzImage, cut short, or its payload damaged or not a whole ELF file.
+        UnsupportedError: Its payload is compressed in a way that is not known.
     Blocks: for the decompression, 0.1 to 2 s.
     """
-    image = parse_bzimage(data, path="kernel")
+    image = parse_bzimage(data, path=path)
     end = image.payload_offset_bytes + image.payload_bytes
     if len(data) < image.size_bytes or len(data) < end:
         raise InvalidConfigError(
@@ -133,14 +134,14 @@ def _unpack(payload: bytes, expected_bytes: int, *, path: str, decompress: Decom
     name = next((name for magic, name in _FORMATS if payload.startswith(magic)), None)
     if name is None:
         known = ", ".join(name for _, name in _FORMATS)
-        raise InvalidConfigError(
+        raise UnsupportedError(
             f"{path} is compressed in a way that is not known ({payload[:4].hex()}); expected one of {known}",
-            path="kernel",
+            capability="kernel compression",
         )
     # gzip ends in the size by itself; after the other formats the kernel's build appends it.
     body = payload if name == "gzip" else payload[:-4]
     try:
-        return compression.decompress(body, format=name, max_bytes=expected_bytes, native=decompress)
+        return compression.decompress(body, form=name, max_bytes=expected_bytes, native=decompress)
     except InvalidConfigError as exc:
         raise InvalidConfigError(
             f"{path} is damaged: its {name} payload can't be unpacked: {exc}", path="kernel"

@@ -15,7 +15,12 @@ __all__ = ["boot_assets"]
 
 
 def boot_assets(
-    config: SandboxConfig, assets: guest.GuestAssets, accel: str, *, host_port: int, tsc_khz: int | None = None
+    config: SandboxConfig,
+    assets: guest.GuestAssets,
+    accel: str,
+    *,
+    host_port: int,
+    tsc_khz: int | None = None,
 ) -> GuestAssets:
     """The files of ``assets`` with the kernel's parameters: ours for machine and accelerator, the agent's, then the user's.
 

@@ -24,7 +24,7 @@ from typing import TypeVar
 
 import msgspec
 
-from casemate import _core
+from casemate._core import remove_tree
 from casemate.config.settings import Settings
 from casemate.errors import DeadlineExceededError, HostError, ImageError, NotFoundError
 from casemate.images.reference import normalise_name
@@ -129,12 +129,12 @@ class Store:
                 # The tree goes before anything is synced, so that most of it never reaches the disk.
                 for name in os.listdir(work):
                     if name != "image":
-                        _core.remove_tree(work / name)
+                        remove_tree(work / name)
                 _sync(work / "image" / f"rootfs.{record.fstype}")
                 _write_synced(work / "image" / _RECORD_NAME, msgspec.json.encode(record))
                 _sync(work / "image")
                 # A damaged one may lie there.
-                _core.remove_tree(self._directory(digest))
+                remove_tree(self._directory(digest))
                 os.rename(work / "image", self._directory(digest))
                 _sync(self._root)
         return record
@@ -148,11 +148,11 @@ class Store:
         for name in _list(self._root / "work"):
             owner = name.partition(".")[0]
             if owner == holding:
-                _core.remove_tree(self._root / "work" / name)
+                remove_tree(self._root / "work" / name)
                 continue
             with self._try_locked(owner) as ours:
                 if ours:
-                    _core.remove_tree(self._root / "work" / name)
+                    remove_tree(self._root / "work" / name)
 
     def set_name(self, name: str, digest: str) -> None:
         """Let ``name`` mean ``digest``, whatever it meant before. Blocks: for another process that changes names."""
@@ -304,11 +304,11 @@ def _removed_at_end(work: Path) -> Iterator[None]:
         yield
     except BaseException as exc:
         try:
-            _core.remove_tree(work)
+            remove_tree(work)
         except HostError as cleanup:
             exc.add_note(f"{work} could not be removed: {cleanup}")
         raise
-    _core.remove_tree(work)
+    remove_tree(work)
 
 
 def _hex(digest: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from casemate import _core
+from casemate._core import read_tree_file, unpack_layer
 from casemate.config.settings import Settings
 from casemate.errors import ImageError, UnsupportedError
 from casemate.images.rootfs import choose_filesystem, make_filesystem
@@ -84,7 +84,7 @@ def _unpack(plan: Plan, tree: Path, reference: str, report: Callable[[Phase, int
     done_bytes = unpacked_bytes = 0
     for layer in plan.layers:
         try:
-            unpacked_bytes += _core.unpack_layer(
+            unpacked_bytes += unpack_layer(
                 layer.path,
                 tree,
                 media_type=layer.media_type,
@@ -103,7 +103,7 @@ def _unpack(plan: Plan, tree: Path, reference: str, report: Callable[[Phase, int
 
 def _account_text(tree: Path, name: str, reference: str) -> str:
     try:
-        content = _core.read_tree_file(tree, name, max_bytes=_MAX_ACCOUNTS_BYTES)
+        content = read_tree_file(tree, name, max_bytes=_MAX_ACCOUNTS_BYTES)
     except ImageError as exc:
         exc.reference = reference
         exc.add_note(f"while reading /{name} of image {reference!r}")

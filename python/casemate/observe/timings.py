@@ -47,7 +47,7 @@ def split_boot(boot: Phase, extra_features: Sequence[str]) -> tuple[Phase, ...]:
     Args:
         boot: From the VMM's start to the agent's call.
         extra_features: ``casemate.boot_ns.<mark>=<nanoseconds since the guest's boot>``; marks used: ``init`` (the agent's
-            first instruction) and ``ready`` (its call to the host).
+            first instruction) and ``connected`` (its call to the host).
 
     Returns: ``firmware``, ``kernel``, ``agent``; or ``boot`` alone when there are no such marks. The guest's clock begins in the
         early kernel, so the firmware's part is what is left of the host's measure.
@@ -57,10 +57,10 @@ def split_boot(boot: Phase, extra_features: Sequence[str]) -> tuple[Phase, ...]:
         name, separator, value = feature.removeprefix(BOOT_MARK).partition("=")
         if feature.startswith(BOOT_MARK) and separator and value.isascii() and value.isdigit():
             marks[name] = int(value)
-    if "init" not in marks or "ready" not in marks:
+    if "init" not in marks or "connected" not in marks:
         return (boot,)
     kernel_ms = marks["init"] / 1e6
-    agent_ms = (marks["ready"] - marks["init"]) / 1e6
+    agent_ms = (marks["connected"] - marks["init"]) / 1e6
     firmware_ms = boot.duration_ms - kernel_ms - agent_ms
     if min(kernel_ms, agent_ms) < 0 or firmware_ms < 0:
         return (boot,)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -100,14 +99,21 @@ class SandboxDirectory:
         """Remove the directory and free the name. Idempotent."""
         if self._lock_fd < 0:
             return
-        shutil.rmtree(self.path)
+        _remove_tree(self.path)
         os.close(self._lock_fd)
         self._lock_fd = -1
 
     def _clear(self) -> None:
         for entry in self.path.iterdir():
             if entry.name != "lock":
-                shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+                _remove_tree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+
+
+def _remove_tree(path: Path) -> None:
+    # Imported here: it brings five compression modules along, and a start does not need it.
+    from shutil import rmtree
+
+    rmtree(path)
 
 
 def _lock(path: Path, sandbox_id: str) -> int:

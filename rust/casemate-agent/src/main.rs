@@ -32,9 +32,9 @@ use nix::sys::signal::{SigSet, Signal};
 
 use crate::cgroup::CgroupRoot;
 use crate::cmdline::Settings;
-use crate::device::uevent::DeviceEvents;
+use crate::device::uevent::{DeviceEvents, load_for_present_devices};
 use crate::error::{Context, Result};
-use crate::init::modules::ModuleLoader;
+use crate::init::modules::{MODULES_LIMIT, ModuleLoader};
 use crate::launch::launcher::Launcher;
 use crate::listen::NewHandler;
 use crate::marks::mark;
@@ -93,9 +93,15 @@ fn run_as_init() -> Result<()> {
     let launcher = Launcher::fork()?;
     mark("launcher");
     block_signals()?;
-    let events = DeviceEvents::listen()?;
-    let modules = module_directory.map_or_else(|| Ok(ModuleLoader::none()), ModuleLoader::start)?;
+    let modules = module_directory.map_or_else(|| Ok(ModuleLoader::none()), ModuleLoader::open)?;
+    let events = DeviceEvents::listen(modules.clone())?;
+    modules.start()?;
     mark("modules_begin");
+    let for_devices = modules.clone();
+    spawn("devices", move || {
+        for_devices.wait(MODULES_LIMIT)?;
+        load_for_present_devices(&for_devices)
+    })?;
     init::bring_up_loopback()?;
     init::set_default_hostname()?;
     let cgroups = CgroupRoot::find();

@@ -14,16 +14,13 @@ use crate::cmdline::Settings;
 use crate::container::{Container, Makers, NewContainer, check_id, missing};
 use crate::device::uevent::DeviceEvents;
 use crate::error::{AgentError, Context, Result};
-use crate::init::modules::ModuleLoader;
+use crate::init::modules::{MODULES_LIMIT, ModuleLoader};
 use crate::launch::launcher::Launcher;
 use crate::marks::mark;
 use crate::mount::{MountOptions, mount_with};
 use crate::process::{Children, Process};
 use crate::spec;
 use crate::storage::{StorageContext, Storages};
-
-/// Longest that the modules of the initrd may take.
-const MODULES_LIMIT: Duration = Duration::from_secs(60);
 
 /// What the agent was started with.
 #[derive(Debug)]
@@ -97,6 +94,7 @@ impl Sandbox {
         StorageContext {
             container_id,
             events: &self.parts.events,
+            modules: &self.parts.modules,
             hotplug_timeout: self.parts.settings.hotplug_timeout,
         }
     }
@@ -110,7 +108,7 @@ impl Sandbox {
         if !request.sandbox_id.is_empty() {
             check_id(&request.sandbox_id)?;
         }
-        request.kernel_modules.iter().try_for_each(check_module)?;
+        request.kernel_modules.iter().try_for_each(|module| load_module(&self.parts.modules, module))?;
         if self.parts.is_init && !request.hostname.is_empty() {
             sethostname(&request.hostname).context("sethostname", &request.hostname)?;
         }
@@ -271,11 +269,13 @@ fn refuse(given: bool, what: &str) -> Result<()> {
     if given { Err(AgentError::Unsupported { what: what.to_owned() }) } else { Ok(()) }
 }
 
-/// A module that a sandbox wants must be there already: loading with parameters needs a tool that the guest does not have.
-fn check_module(module: &grpc::KernelModule) -> Result<()> {
+/// A module that a sandbox wants comes from the initrd; parameters need a tool that the guest does not have.
+fn load_module(modules: &ModuleLoader, module: &grpc::KernelModule) -> Result<()> {
     if module.name.is_empty() || module.name.contains('/') {
         return Err(AgentError::invalid("kernel_modules", format!("`{}` is no module's name", module.name)));
     }
+    modules.wait(MODULES_LIMIT)?;
+    modules.load_on_demand(&module.name)?;
     let is_loaded = Path::new("/sys/module").join(module.name.replace('-', "_")).exists();
     refuse(!is_loaded || !module.parameters.is_empty(), &format!("loading of kernel module {}", module.name))
 }

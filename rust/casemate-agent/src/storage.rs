@@ -13,6 +13,7 @@ use nix::unistd::{Gid, chown};
 use crate::device::block::BlockAddress;
 use crate::device::uevent::DeviceEvents;
 use crate::error::{AgentError, Context, Result};
+use crate::init::modules::ModuleLoader;
 use crate::mount::{MountOptions, mount_with, unmount};
 
 /// Drivers, as the agent reports them.
@@ -40,6 +41,8 @@ pub struct StorageContext<'a> {
     pub container_id: &'a str,
     /// Waits for devices.
     pub events: &'a DeviceEvents,
+    /// Loads what a file system needs.
+    pub modules: &'a ModuleLoader,
     /// How long a device may take to appear.
     pub hotplug_timeout: Duration,
 }
@@ -96,6 +99,7 @@ impl Storages {
 fn mount_storage(storage: &Storage, context: &StorageContext<'_>) -> Result<()> {
     match storage.driver.as_str() {
         "blk" | "mmioblk" => {
+            context.modules.load_on_demand(&storage.fstype)?;
             let node = BlockAddress::parse(&storage.source)?.wait(context.events, context.hotplug_timeout)?;
             mount_common(storage, &node, &storage.fstype, &storage.options)
         }
@@ -208,15 +212,17 @@ fn make_local(storage: &Storage) -> Result<()> {
 mod tests {
     use super::*;
 
-    fn context(events: &DeviceEvents) -> StorageContext<'_> {
-        StorageContext { container_id: "c1", events, hotplug_timeout: Duration::from_millis(1) }
+    fn context<'a>(events: &'a DeviceEvents, modules: &'a ModuleLoader) -> StorageContext<'a> {
+        StorageContext { container_id: "c1", events, modules, hotplug_timeout: Duration::from_millis(1) }
     }
 
     #[test]
     fn test_add_all_when_driver_is_unknown_then_text_names_it() {
         let events = DeviceEvents::default();
         let storage = Storage { driver: "9p".into(), mount_point: "/nope/x".into(), ..Default::default() };
-        let error = Storages::default().add_all(&[storage], &context(&events)).expect_err("unknown");
+        let error = Storages::default()
+            .add_all(&[storage], &context(&events, &ModuleLoader::none()))
+            .expect_err("unknown");
         assert!(error.to_string().contains("Failed to find the storage handler 9p"), "{error}");
     }
 
@@ -232,7 +238,9 @@ mod tests {
         };
         let events = DeviceEvents::default();
         let storages = Storages::default();
-        let points = storages.add_all(&[storage.clone(), storage], &context(&events)).expect("made");
+        let points = storages
+            .add_all(&[storage.clone(), storage], &context(&events, &ModuleLoader::none()))
+            .expect("made");
         assert_eq!(fs::metadata(&path).expect("there").permissions().mode() & 0o7777, 0o751);
         storages.release_all(&points[..1]);
         assert!(Path::new(&path).exists());
@@ -253,7 +261,7 @@ mod tests {
         };
         let events = DeviceEvents::default();
         let storages = Storages::default();
-        assert!(storages.add_all(&[good, bad], &context(&events)).is_err());
+        assert!(storages.add_all(&[good, bad], &context(&events, &ModuleLoader::none())).is_err());
         assert!(!Path::new(&path).exists());
         assert!(storages.uses.lock().expect("no panic").is_empty());
     }
@@ -262,6 +270,6 @@ mod tests {
     fn test_add_all_when_mount_point_climbs_then_refused() {
         let storage = Storage { driver: "local".into(), mount_point: "/a/../b".into(), ..Default::default() };
         let events = DeviceEvents::default();
-        assert!(Storages::default().add_all(&[storage], &context(&events)).is_err());
+        assert!(Storages::default().add_all(&[storage], &context(&events, &ModuleLoader::none())).is_err());
     }
 }

@@ -14,6 +14,7 @@ use std::time::Duration;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::error::VhostVsockError;
+use crate::mux::Timeouts;
 use crate::server::{End, Server};
 use crate::stats::{Counters, Stats};
 
@@ -31,14 +32,29 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// How the thread is told to stop; given up once it has.
+#[derive(Debug)]
+struct Wake {
+    stop: EventFd,
+    vhost: UnixStream,
+}
+
+impl Wake {
+    fn tell_to_stop(&self) {
+        // Fails only when the counter is full, and then the thread has been told.
+        let _ = self.stop.write(1);
+        // Wakes it also in the middle of a message. Fails only when the VMM is gone.
+        let _ = self.vhost.shutdown(Shutdown::Both);
+    }
+}
+
 /// A vhost-user-vsock device served by a thread of this process.
 ///
 /// Dropping it without [`VsockBackend::close`] tells the thread to end but does not wait. A copy in a forked child does
 /// nothing to the parent's.
 #[derive(Debug)]
 pub struct VsockBackend {
-    stop: EventFd,
-    vhost: UnixStream,
+    wake: Mutex<Option<Wake>>,
     shared: Arc<Shared>,
     counters: Arc<Counters>,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -55,6 +71,19 @@ impl VsockBackend {
     /// # Errors
     /// [`VhostVsockError::System`] when a system call fails, [`VhostVsockError::ContextId`] when no guest may have the id.
     pub fn start(take_vhost: OwnedFd, uds_path: &Path, guest_cid: u32) -> Result<Self, VhostVsockError> {
+        Self::start_with(take_vhost, uds_path, guest_cid, Timeouts::default())
+    }
+
+    /// As [`VsockBackend::start`], with other times to wait.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn start_with(
+        take_vhost: OwnedFd,
+        uds_path: &Path,
+        guest_cid: u32,
+        timeouts: Timeouts,
+    ) -> Result<Self, VhostVsockError> {
         if !(3..u32::MAX).contains(&guest_cid) {
             return Err(VhostVsockError::ContextId { cid: guest_cid });
         }
@@ -69,15 +98,14 @@ impl VsockBackend {
         let thread_stop = stop.try_clone().map_err(system("duplicate", "an eventfd"))?;
         let shared = Arc::new(Shared::default());
         let counters = Arc::new(Counters::default());
-        let server = Server::new(vhost, uds_path, guest_cid, thread_stop, Arc::clone(&counters))?;
+        let server = Server::new(vhost, uds_path, guest_cid, thread_stop, Arc::clone(&counters), timeouts)?;
         let thread_shared = Arc::clone(&shared);
         let thread = std::thread::Builder::new()
             .name("casemate-vsock".to_owned())
             .spawn(move || serve(server, &thread_shared))
             .map_err(system("start", "the thread"))?;
         Ok(Self {
-            stop,
-            vhost: handle_vhost,
+            wake: Mutex::new(Some(Wake { stop, vhost: handle_vhost })),
             shared,
             counters,
             thread: Mutex::new(Some(thread)),
@@ -126,14 +154,14 @@ impl VsockBackend {
             // It has set its end as the last thing, and its panics are caught.
             let _ = thread.join();
         }
+        lock(&self.wake).take();
         Ok(())
     }
 
     fn tell_to_stop(&self) {
-        // Fails only when the counter is full, and then the thread has been told.
-        let _ = self.stop.write(1);
-        // Wakes it also in the middle of a message. Fails only when the VMM is gone.
-        let _ = self.vhost.shutdown(Shutdown::Both);
+        if let Some(wake) = &*lock(&self.wake) {
+            wake.tell_to_stop();
+        }
     }
 }
 

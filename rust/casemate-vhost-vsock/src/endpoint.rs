@@ -71,8 +71,16 @@ impl Endpoint {
     }
 
     /// The end was read: nothing more can come.
+    ///
+    /// Asks at once whether the other direction is over too: the event that says so may not have been taken yet, and the
+    /// guest is better told everything in one packet.
     pub fn on_end(&mut self) {
         self.readable = false;
+        let mut poll = libc::pollfd { fd: self.socket.as_raw_fd(), events: 0, revents: 0 };
+        // SAFETY: one pollfd is passed, and it is writable.
+        if unsafe { libc::poll(&raw mut poll, 1, 0) } == 1 {
+            self.hung_up |= poll.revents & (libc::POLLHUP | libc::POLLERR) != 0;
+        }
     }
 
     /// Whether both directions are over.

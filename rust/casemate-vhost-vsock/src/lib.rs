@@ -25,7 +25,5 @@ mod unix;
 
 pub use backend::VsockBackend;
 pub use error::VhostVsockError;
-pub use mux::{
-    CLOSE_TIMEOUT, CONNECT_TIMEOUT, CROWD, CROWDED_WINDOW_BYTES, MAX_CONNECTIONS, MAX_RESETS, WINDOW_BYTES,
-};
+pub use mux::{CROWD, CROWDED_WINDOW_BYTES, MAX_CONNECTIONS, MAX_RESETS, Timeouts, WINDOW_BYTES};
 pub use stats::Stats;

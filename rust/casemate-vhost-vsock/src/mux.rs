@@ -32,13 +32,26 @@ pub const CROWDED_WINDOW_BYTES: u32 = 64 << 10;
 pub const CROWD: usize = 64;
 /// Most RST packets that wait for buffers of the guest before its packets are no longer read.
 pub const MAX_RESETS: usize = 256;
-/// From the accept of a host socket to the guest's answer.
-pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// From our last word to the guest's RST, as the kernel's own time-out.
-pub const CLOSE_TIMEOUT: Duration = Duration::from_secs(8);
+/// How long the backend waits for others.
+#[derive(Clone, Copy, Debug)]
+pub struct Timeouts {
+    /// From the accept of a host socket to the guest's answer: 10 s.
+    pub connect: Duration,
+    /// From our last word to the guest's RST: 8 s, as the kernel's own.
+    pub close: Duration,
+    /// From the moment that the guest's window is full to the question whether it really is: 0.2 s.
+    pub stall: Duration,
+}
 
-/// From the moment that the guest's window is full to the question whether it really is.
-pub const STALL_TIMEOUT: Duration = Duration::from_millis(200);
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            connect: Duration::from_secs(10),
+            close: Duration::from_secs(8),
+            stall: Duration::from_millis(200),
+        }
+    }
+}
 
 /// Ports of the host's side of connections that the host began.
 const FIRST_HOST_PORT: u32 = 1 << 30;
@@ -94,6 +107,7 @@ pub struct Mux {
     uds_path: PathBuf,
     epoll: Arc<Epoll>,
     counters: Arc<Counters>,
+    timeouts: Timeouts,
     guest_ready: bool,
     connections: HashMap<u64, Connection>,
     ids: HashMap<Key, u64>,
@@ -112,12 +126,14 @@ impl Mux {
         epoll: Arc<Epoll>,
         first_token: u64,
         counters: Arc<Counters>,
+        timeouts: Timeouts,
     ) -> Self {
         Self {
             guest_cid: u64::from(guest_cid),
             uds_path,
             epoll,
             counters,
+            timeouts,
             guest_ready: false,
             connections: HashMap::new(),
             ids: HashMap::new(),
@@ -230,6 +246,8 @@ impl Mux {
         let Some(connection) = self.connections.get_mut(&id) else { return };
         if let State::Attached { key, .. } = std::mem::replace(&mut connection.state, State::Detached) {
             self.ids.remove(&key);
+            // Whoever writes on would wait for a reader that is gone.
+            connection.endpoint.shutdown(Shutdown::Read);
         }
         self.set_deadline(id, None);
         self.settle(id);
@@ -258,7 +276,7 @@ impl Mux {
                     }
                 }
                 if stalled && stream.is_starving() && connection.deadline.is_none() {
-                    let deadline = Instant::now() + STALL_TIMEOUT;
+                    let deadline = Instant::now() + self.timeouts.stall;
                     connection.deadline = Some(deadline);
                     self.deadlines.insert((deadline, id));
                 }
@@ -306,7 +324,7 @@ impl Mux {
             return;
         }
         if let Some(id) = self.insert(Endpoint::new(socket), State::Greeting) {
-            self.set_deadline(id, Some(now + CONNECT_TIMEOUT));
+            self.set_deadline(id, Some(now + self.timeouts.connect));
         }
     }
 
@@ -524,11 +542,12 @@ impl Mux {
             if let Some((op, flags)) = stream.next_control() {
                 (header.op, header.flags) = (op, flags);
             }
-            (header.buf_alloc, header.fwd_cnt) = stream.tell_credit();
+            (header.buf_alloc, header.fwd_cnt) = stream.credit_words();
             buffer.put(ring, memory, &header);
+            stream.on_credit_told();
             self.counters.packets_out_total.add(1);
             if stream.is_closing() {
-                self.set_deadline(id, Some(now + CLOSE_TIMEOUT));
+                self.set_deadline(id, Some(now + self.timeouts.close));
             }
             return true;
         }
@@ -539,11 +558,12 @@ impl Mux {
         if limit_bytes == 0 {
             return true;
         }
-        (header.buf_alloc, header.fwd_cnt) = stream.tell_credit();
+        (header.buf_alloc, header.fwd_cnt) = stream.credit_words();
         match connection.batch.receive(ring, memory, &mut connection.endpoint, &header, limit_bytes) {
             None => return false,
             Some((Received::Bytes(bytes), packets)) => {
                 stream.send(bytes);
+                stream.on_credit_told();
                 self.counters.bytes_out_total.add(bytes as u64);
                 self.counters.packets_out_total.add(packets);
             }

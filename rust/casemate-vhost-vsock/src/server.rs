@@ -15,7 +15,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::chain::{Direction, gather, take_header};
 use crate::device::{Device, RX, TX};
 use crate::error::VhostVsockError;
-use crate::mux::{Filled, Mux};
+use crate::mux::{Filled, Mux, Timeouts};
 use crate::stats::Counters;
 use crate::unix::PrivateListener;
 
@@ -29,8 +29,8 @@ const FIRST_CONNECTION: u64 = 16;
 const EVENTS: usize = 64;
 /// Packets of the guest handled in one turn.
 const PACKETS_A_TURN: usize = 256;
-/// Packets or batches sent to the guest in one turn.
-const SENDS_A_TURN: usize = 64;
+/// Packets or batches sent to the guest in one turn: what a connection may wait for that has just become ready.
+const SENDS_A_TURN: usize = 8;
 /// Host connections accepted in one turn.
 const ACCEPTS_A_TURN: usize = 64;
 /// Rest of the listener when there is no descriptor or memory for another socket.
@@ -71,6 +71,7 @@ impl Server {
         guest_cid: u32,
         stop: EventFd,
         counters: Arc<Counters>,
+        timeouts: Timeouts,
     ) -> Result<Self, VhostVsockError> {
         let on_vhost = |source| VhostVsockError::system("set up", "the vhost-user socket", source);
         vhost.set_nonblocking(false).map_err(on_vhost)?;
@@ -93,6 +94,7 @@ impl Server {
             Arc::clone(&epoll),
             FIRST_CONNECTION,
             Arc::clone(&counters),
+            timeouts,
         );
         Ok(Self {
             epoll,

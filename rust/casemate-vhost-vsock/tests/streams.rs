@@ -9,9 +9,7 @@ use std::time::Duration;
 
 use casemate_vhost_vsock::packet::{HOST_CID, Header, Op, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
 use casemate_vhost_vsock::{MAX_CONNECTIONS, WINDOW_BYTES};
-use guest::{
-    CID, EVENT_INDEX, Guest, INDIRECT, Peer, RING_SIZE, RX_BUFFER_BYTES, TX, is_closed, pattern, read_line,
-};
+use guest::{CID, EVENT_INDEX, Guest, INDIRECT, Peer, RING_SIZE, TX, is_closed, pattern, read_line};
 use proptest::prelude::*;
 
 #[test]
@@ -171,7 +169,7 @@ fn test_data_when_the_host_reads_slowly_then_the_guest_runs_out_of_credit_and_no
     let data = pattern(total);
     let (mut sent, mut forwarded, mut window) = (0usize, 0u32, WINDOW_BYTES);
     // Send as credit allows, without anybody reading.
-    let mut fill = |guest: &mut Guest, sent: &mut usize, forwarded: u32, window: u32| {
+    let fill = |guest: &mut Guest, sent: &mut usize, forwarded: u32, window: u32| {
         while *sent < total {
             let credit = window - (*sent as u32 - forwarded);
             let part = (credit as usize).min(total - *sent).min(32 << 10);
@@ -362,8 +360,8 @@ fn test_connections_when_one_is_in_bulk_then_another_is_not_kept_waiting() {
     while guest.receive().0.dst_port != small_peer.guest_port {
         before += 1;
     }
-    // Whatever was filled already, and a few turns of at most 17 packets each.
-    assert!(before <= usize::from(RING_SIZE) + 3 * 17, "{before} packets came first");
+    // Whatever was filled already, the rest of a turn of 8 batches, and one batch: 17 packets each.
+    assert!(before <= usize::from(RING_SIZE) + 9 * 17, "{before} packets came first");
     // The writer ends when the guest has taken all or the backend closes.
     guest.backend.close().unwrap();
     drop(writer);
@@ -441,5 +439,4 @@ fn test_kick_when_many_packets_wait_then_all_are_taken() {
     let mut arrived = vec![0; 6000];
     socket.read_exact(&mut arrived).unwrap();
     assert!(arrived.chunks(100).enumerate().all(|(index, part)| part == [index as u8; 100]));
-    assert!(RX_BUFFER_BYTES > 0);
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from casemate import _core
 from casemate._async.hypervisor.qemu import AsyncQemu
 from casemate.config.sandbox import SandboxConfig
 from casemate.config.settings import Settings
@@ -21,7 +23,9 @@ MakeDriver = Callable[..., Awaitable[AsyncQemu]]
 @pytest.fixture
 def assets(tmp_path: Path) -> GuestAssets:
     (tmp_path / "initrd").write_bytes(b"x" * 512)
-    return GuestAssets(kernel=str(write_tiny_kernel(tmp_path / "kernel", "tiny guest\r\n")), initrd=str(tmp_path / "initrd"))
+    return GuestAssets(
+        kernel=str(write_tiny_kernel(tmp_path / "kernel", "tiny guest\r\n")), initrd=str(tmp_path / "initrd")
+    )
 
 
 @pytest.fixture
@@ -32,7 +36,9 @@ def disk(tmp_path: Path) -> BlockDevice:
 
 
 @pytest.fixture
-async def start_driver(tmp_path: Path, state_root: Path, settings: Settings, assets: GuestAssets) -> AsyncIterator[MakeDriver]:
+async def start_driver(
+    tmp_path: Path, state_root: Path, settings: Settings, assets: GuestAssets
+) -> AsyncIterator[MakeDriver]:
     """Starts a driver with the given configuration; each is stopped at the end and leaves nothing in its directory."""
     async with AsyncExitStack() as stack:
         made = 0
@@ -58,5 +64,11 @@ async def start_driver(tmp_path: Path, state_root: Path, settings: Settings, ass
 
 async def _stop(driver: AsyncQemu, directory: Path) -> None:
     await driver.stop()
-    assert list(directory.iterdir()) == []
+    assert os.listdir(directory) == []
     directory.rmdir()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _native_threads() -> None:
+    """The threads that make and watch children live as long as the process: they are no leak of the first test."""
+    _core.spawn(["true"]).wait(10.0)

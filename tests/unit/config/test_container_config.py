@@ -45,7 +45,9 @@ def test_container_config_when_command_is_one_text_then_shows_the_list() -> None
 
 
 def test_container_config_when_made_from_lists_then_holds_tuples_and_survives_a_document() -> None:
-    config = ContainerConfig(image="oci:x", command=["sh", "-c", ""], entrypoint=[], env={"A": "=1"}, user="1:www")
+    config = ContainerConfig(
+        image="oci:x", command=["sh", "-c", ""], entrypoint=[], env={"A": "=1"}, user="1:www"
+    )
 
     assert config.command == ("sh", "-c", "")
     assert config.entrypoint == ()

@@ -66,7 +66,12 @@ def test_sandbox_config_when_document_is_bad_then_names_path_and_nearest(
 
 @pytest.mark.parametrize(
     ("arguments", "path"),
-    [({"vcpus": 0}, "vcpus"), ({"vcpus": "2"}, "vcpus"), ({"vcpus": True}, "vcpus"), ({"qemu_arguments": "-S -x"}, "qemu_arguments")],
+    [
+        ({"vcpus": 0}, "vcpus"),
+        ({"vcpus": "2"}, "vcpus"),
+        ({"vcpus": True}, "vcpus"),
+        ({"qemu_arguments": "-S -x"}, "qemu_arguments"),
+    ],
 )
 def test_sandbox_config_when_constructed_badly_then_checks_too(arguments: dict[str, Any], path: str) -> None:
     with pytest.raises(InvalidConfigError) as caught:
@@ -76,7 +81,9 @@ def test_sandbox_config_when_constructed_badly_then_checks_too(arguments: dict[s
 
 
 def test_sandbox_config_when_converted_to_document_and_back_then_is_equal() -> None:
-    config = SandboxConfig(name="web-1", vcpus=2, kernel_parameters=["a=b", 'x="y z"'], timeouts=TimeoutConfig(boot_s=5))
+    config = SandboxConfig(
+        name="web-1", vcpus=2, kernel_parameters=["a=b", 'x="y z"'], timeouts=TimeoutConfig(boot_s=5)
+    )
 
     assert SandboxConfig.from_document(msgspec.to_builtins(config)) == config
     assert config.kernel_parameters == ("a=b", 'x="y z"')

@@ -7,7 +7,9 @@ import pytest
 from casemate.errors import HostError
 from casemate.hypervisor.host import parse_cpu_flags, parse_memory_mib, read_host_facts
 
-CPUINFO = "processor\t: 0\nvmx flags\t: ept\nflags\t\t: fpu vmx hypervisor\n\nprocessor\t: 1\nflags\t\t: svm\n"
+CPUINFO = (
+    "processor\t: 0\nvmx flags\t: ept\nflags\t\t: fpu vmx hypervisor\n\nprocessor\t: 1\nflags\t\t: svm\n"
+)
 
 
 def test_cpu_flags_when_cpuinfo_has_several_cpus_then_takes_the_first() -> None:

@@ -49,7 +49,9 @@ def test_reserve_cid_when_first_is_taken_then_takes_another(device: str) -> None
     assert kernel.asked == [7, 9]
 
 
-def test_reserve_cid_when_kernel_refuses_for_another_reason_then_asks_once_and_leaks_nothing(device: str) -> None:
+def test_reserve_cid_when_kernel_refuses_for_another_reason_then_asks_once_and_leaks_nothing(
+    device: str,
+) -> None:
     kernel = Kernel(set(), errno.EPERM)
     before = os.listdir("/proc/self/fd")
 

@@ -11,7 +11,7 @@ BOOT = Phase("boot", 1000.0)
 
 
 def test_split_boot_when_agent_tells_its_marks_then_parts_sum_to_the_whole() -> None:
-    features = ["other", "casemate.boot_ns.init=700000000", "casemate.boot_ns.ready=750000000"]
+    features = ["other", "casemate.boot_ns.init=700000000", "casemate.boot_ns.connected=750000000"]
     parts = split_boot(BOOT, features)
     assert [part.name for part in parts] == ["firmware", "kernel", "agent"]
     assert sum(part.duration_ms for part in parts) == pytest.approx(BOOT.duration_ms)
@@ -23,9 +23,9 @@ def test_split_boot_when_agent_tells_its_marks_then_parts_sum_to_the_whole() -> 
     [
         [],
         ["casemate.boot_ns.init=5"],
-        ["casemate.boot_ns.init=x", "casemate.boot_ns.ready=7"],
-        ["casemate.boot_ns.init=9", "casemate.boot_ns.ready=7"],
-        ["casemate.boot_ns.init=1", "casemate.boot_ns.ready=99999999999999"],
+        ["casemate.boot_ns.init=x", "casemate.boot_ns.connected=7"],
+        ["casemate.boot_ns.init=9", "casemate.boot_ns.connected=7"],
+        ["casemate.boot_ns.init=1", "casemate.boot_ns.connected=99999999999999"],
     ],
 )
 def test_split_boot_when_marks_make_no_sense_then_whole(features: list[str]) -> None:

@@ -30,8 +30,7 @@ from casemate.hypervisor.host import HostFacts, read_host_facts
 from casemate.hypervisor.qemu import plan as planning
 from casemate.hypervisor.qemu.accel import Accelerator, choose_accelerator
 from casemate.hypervisor.qemu.command_line import render_command_line
-from casemate.hypervisor.qemu.failure import describe_exit
-from casemate.hypervisor.qemu.probe import Qemu, find_qemu
+from casemate.hypervisor.qemu.probe import QemuBinary, find_qemu
 
 __all__ = ["AsyncQemu"]
 
@@ -84,7 +83,7 @@ class AsyncQemu:
         config: SandboxConfig,
         *,
         sandbox_id: str,
-        qemu: Qemu,
+        qemu: QemuBinary,
         accelerator: Accelerator,
         use_vhost: bool = False,
         timeout_factor: float = 1.0,
@@ -261,9 +260,13 @@ class AsyncQemu:
 
     async def exit_error(self, wait_s: float = 1.0) -> VmmExitedError | None:
         """Why QEMU ended, with its stderr and the guest's console; None when it has not within ``wait_s``. Blocks: until then."""
+        # Here, not above: its patterns cost more to compile than most starts need.
+        from casemate.hypervisor.qemu.failure import describe_exit
+
         process = self.process
         if process.exit_status() is None:
             await compat.wait_readable([process.fileno()], time.monotonic() + wait_s)
+        status: int | None
         try:
             status = await compat.to_thread(process.wait, _TAIL_S)
         except DeadlineExceededError:

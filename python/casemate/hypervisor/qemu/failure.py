@@ -138,7 +138,7 @@ def _signal_text(number: int) -> str:
         name = signal.Signals(number).name
     except ValueError:
         name = f"signal {number}"
-    hints = {
+    hints: dict[int, str] = {
         signal.SIGKILL: " (by a user, by the out-of-memory killer, or with its owner)",
         signal.SIGSYS: " (its system call filter: a call that this QEMU needs is denied; try seccomp=False)",
         signal.SIGABRT: " (it found a fault in itself)",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypedDict
 
 import msgspec
 
@@ -249,13 +250,13 @@ def _check(
 
 
 def _machine_options(config: SandboxConfig, vsock: VsockChoice) -> tuple[tuple[str, str | int | bool], ...]:
-    options: list[tuple[str, str | int | bool]]
+    options: list[tuple[str, str | int | bool]] = []
     if config.machine == "q35":
         # No disk controller, no SMBus, no VMware port: firmware and kernel need not look at them.
-        options = [("vmport", False), ("smbus", False), ("sata", False)]
+        options += [("vmport", False), ("smbus", False), ("sata", False)]
     else:
         # Kernels of distributions learn of MMIO devices from ACPI alone, and without the clock chip lose a second at boot.
-        options = [("acpi", True), ("rtc", True)]
+        options += [("acpi", True), ("rtc", True)]
     options.append(("dump-guest-core", False))
     if vsock.kind == "vhost-user":
         options.append(("memory-backend", "mem0"))
@@ -285,7 +286,12 @@ def _place_disks(disks: Sequence[BlockDevice], pci: bool) -> list[BlockAddress]:
     ]
 
 
-def _placed(slot: int, pci: bool) -> dict[str, object]:
+class _Place(TypedDict, total=False):
+    bus: str
+    slot: int
+
+
+def _placed(slot: int, pci: bool) -> _Place:
     return {"bus": devices.ROOT_BUS, "slot": slot} if pci else {}
 
 
@@ -295,7 +301,7 @@ def _port(number: int) -> devices.PcieRootPort:
     )
 
 
-def _disk_device(disk: BlockDevice, placed: dict[str, object]) -> devices.VirtioBlk:
+def _disk_device(disk: BlockDevice, placed: _Place) -> devices.VirtioBlk:
     return devices.VirtioBlk(
         id=f"virtio-{disk.id}",
         node=f"drive-{disk.id}",

@@ -13,7 +13,7 @@ import msgspec
 
 from casemate.errors import HypervisorError, NotFoundError, UnsupportedError
 
-__all__ = ["MIN_MAJOR", "Qemu", "find_qemu", "parse_version"]
+__all__ = ["MIN_MAJOR", "QemuBinary", "find_qemu", "parse_version"]
 
 _log = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ _ASK_S = 10.0
 _CURE = "install QEMU (Debian and Ubuntu: qemu-system-x86, Fedora: qemu-system-x86-core), or give its path"
 
 
-class Qemu(msgspec.Struct, frozen=True, kw_only=True):
+class QemuBinary(msgspec.Struct, frozen=True, kw_only=True):
     """A QEMU binary: its absolute ``path`` and ``version``."""
 
     path: str
@@ -61,7 +61,7 @@ def find_qemu(
     cache_root: Path,
     search_path: str | None = None,
     ask: Callable[[str], str] | None = None,
-) -> Qemu:
+) -> QemuBinary:
     """The QEMU called ``name`` (a path, or a name looked up in ``search_path``), fit for use.
 
     Args:
@@ -81,11 +81,11 @@ def find_qemu(
     entries = _load(file)
     for entry in entries:
         if (entry.path, entry.size_bytes, entry.modified_ns) == (path, stat.st_size, stat.st_mtime_ns):
-            return _gate(Qemu(path=path, version=entry.version))
+            return _gate(QemuBinary(path=path, version=entry.version))
     version = parse_version((ask or _ask)(path))
     entry = _Entry(path=path, size_bytes=stat.st_size, modified_ns=stat.st_mtime_ns, version=version)
     _store(file, _Cache(entries=(entry, *(e for e in entries if e.path != path))[:16]))
-    return _gate(Qemu(path=path, version=version))
+    return _gate(QemuBinary(path=path, version=version))
 
 
 def check_version(version: tuple[int, int, int]) -> None:
@@ -95,7 +95,7 @@ def check_version(version: tuple[int, int, int]) -> None:
         raise UnsupportedError(f"QEMU is version {text}, {MIN_MAJOR}.0 or later is needed", capability="qemu")
 
 
-def _gate(qemu: Qemu) -> Qemu:
+def _gate(qemu: QemuBinary) -> QemuBinary:
     check_version(qemu.version)
     return qemu
 
@@ -149,7 +149,7 @@ def _load(file: Path) -> tuple[_Entry, ...]:
 def _store(file: Path, cache: _Cache) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        # Not the module tempfile: it costs 8 ms to import. 
+        # Not the module tempfile: it costs 8 ms to import.
         temporary = file.parent / f".{file.name}-{os.getpid()}-{os.urandom(4).hex()}"
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         try:

@@ -58,14 +58,24 @@ impl BlockAddress {
     /// # Errors
     /// Not there within `at_most`; not a block device.
     pub fn wait(&self, events: &DeviceEvents, at_most: Duration) -> Result<String> {
-        let node = events
-            .wait_for(&format!("{self:?}"), at_most, || self.find(Path::new("/sys"), Path::new("/dev")))?;
+        let node = events.wait_for(&format!("{self:?}"), at_most, || {
+            Ok(self.find(Path::new("/sys"), Path::new("/dev"))?.filter(|node| answers(node)))
+        })?;
         let text = node.to_string_lossy().into_owned();
         let kind = fs::metadata(&node).context("stat", &text)?.file_type();
         if !kind.is_block_device() {
             return Err(AgentError::invalid("source", format!("Invalid device {text}: not a block device")));
         }
         Ok(text)
+    }
+}
+
+/// Whether the disk behind `node` can be opened. The kernel makes the node of a new disk a moment before the disk itself answers, and
+/// its event comes after both.
+fn answers(node: &Path) -> bool {
+    match fs::File::open(node) {
+        Ok(_) => true,
+        Err(error) => error.raw_os_error() != Some(libc::ENXIO),
     }
 }
 

@@ -12,6 +12,7 @@ use nix::sys::socket::{
 };
 
 use crate::error::{AgentError, Context, Result};
+use crate::init::modules::ModuleLoader;
 
 /// Tells waiters that devices came or went. Clones share it.
 #[derive(Clone, Debug, Default)]
@@ -24,24 +25,29 @@ struct Shared {
 }
 
 impl DeviceEvents {
-    /// Listen to the kernel from a thread of its own.
-    pub fn listen() -> Result<Self> {
+    /// Listen to the kernel from a thread of its own, which also loads the module that a new device asks for.
+    pub fn listen(modules: ModuleLoader) -> Result<Self> {
         let events = Self::default();
         let listener = open_listener()?;
         let for_thread = events.clone();
         std::thread::Builder::new()
             .name("uevents".to_owned())
-            .spawn(move || for_thread.follow(&listener))
+            .spawn(move || for_thread.follow(&listener, &modules))
             .context("start thread", "uevents")?;
         Ok(events)
     }
 
-    fn follow(&self, listener: &OwnedFd) {
+    fn follow(&self, listener: &OwnedFd, modules: &ModuleLoader) {
         let mut event = [0; 8192];
         loop {
             match recvfrom::<NetlinkAddr>(listener.as_raw_fd(), &mut event) {
                 // Only the kernel has port 0; other senders are not believed.
-                Ok((_, Some(sender))) if sender.pid() == 0 => self.announce(),
+                Ok((bytes, Some(sender))) if sender.pid() == 0 => {
+                    if let Some(alias) = added_alias(&event[..bytes]) {
+                        load_for(&alias, modules);
+                    }
+                    self.announce();
+                }
                 // The queue overran: events are lost, looking again makes up for it.
                 Err(Errno::ENOBUFS) => self.announce(),
                 Ok(_) | Err(Errno::EINTR) => {}
@@ -91,6 +97,49 @@ impl DeviceEvents {
     }
 }
 
+/// The alias by which a device that was added asks for its module.
+fn added_alias(event: &[u8]) -> Option<String> {
+    let mut fields = event.split(|byte| *byte == 0);
+    if !fields.clone().any(|field| field == b"ACTION=add") {
+        return None;
+    }
+    let alias = fields.find_map(|field| field.strip_prefix(b"MODALIAS="))?;
+    std::str::from_utf8(alias).ok().map(str::to_owned)
+}
+
+/// The module of a virtio device, by the number in its alias. Source: virtio specification, device types.
+fn module_of(alias: &str) -> Option<&'static str> {
+    let number = alias.strip_prefix("virtio:d")?.get(..8)?;
+    Some(match u32::from_str_radix(number, 16).ok()? {
+        1 => "virtio_net",
+        3 => "virtio_console",
+        4 => "virtio_rng",
+        5 => "virtio_balloon",
+        24 => "virtio_mem",
+        26 => "virtiofs",
+        _ => return None,
+    })
+}
+
+fn load_for(alias: &str, modules: &ModuleLoader) {
+    if let Some(module) = module_of(alias)
+        && let Err(error) = modules.load_on_demand(module)
+    {
+        log::error!("{error}");
+    }
+}
+
+/// Load the modules of devices that were there before anybody listened.
+pub fn load_for_present_devices(modules: &ModuleLoader) -> Result<()> {
+    const DEVICES: &str = "/sys/bus/virtio/devices";
+    let Ok(devices) = std::fs::read_dir(DEVICES) else { return Ok(()) };
+    for device in devices {
+        let path = device.context("readdir", DEVICES)?.path().join("modalias");
+        load_for(std::fs::read_to_string(&path).context("read", path.to_string_lossy())?.trim(), modules);
+    }
+    Ok(())
+}
+
 fn open_listener() -> Result<OwnedFd> {
     const QUEUE_BYTES: usize = 1 << 20;
     const KERNEL_EVENTS: u32 = 1;
@@ -109,6 +158,19 @@ fn open_listener() -> Result<OwnedFd> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn test_added_alias_when_a_device_comes_then_its_module_is_known() {
+        let event =
+            b"add@/devices/x\0ACTION=add\0DEVPATH=/devices/x\0MODALIAS=virtio:d00000001v00001AF4\0SEQNUM=1\0";
+        let alias = added_alias(event).expect("has one");
+        assert_eq!(module_of(&alias), Some("virtio_net"));
+        assert_eq!(added_alias(b"ACTION=remove\0MODALIAS=virtio:d00000001v00001AF4\0"), None);
+        assert_eq!(added_alias(b"ACTION=add\0DEVPATH=/x\0"), None);
+        for alias in ["virtio:d00000002v0", "pci:v00001AF4", "virtio:d0", "virtio:dzzzzzzzz"] {
+            assert_eq!(module_of(alias), None, "{alias}");
+        }
+    }
 
     #[test]
     fn test_wait_for_when_there_already_then_at_once() {

@@ -2,7 +2,8 @@
 //!
 //! `/lib/casemate/modules.list` has one line a module: its file name below `/lib/casemate/modules/`, white space, and the
 //! file names it depends on, separated by commas, or `-`. A module stands after those it depends on; the order is also the
-//! order of importance, since what can be loaded is loaded in it. Files are not compressed.
+//! order of importance, since what can be loaded is loaded in it. Files are not compressed. `/lib/casemate/modules.demand` has
+//! the same form; its modules are loaded when a device or a storage asks for one.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -18,6 +19,9 @@ use nix::sys::stat::Mode;
 use crate::error::{AgentError, Context, Result};
 use crate::marks::mark;
 
+/// Longest that the modules of the initrd may take.
+pub const MODULES_LIMIT: Duration = Duration::from_secs(60);
+
 const DIRECTORY: &str = "/lib/casemate";
 /// More threads than CPUs pay: module initialisation waits for the kernel a lot.
 const MAX_THREADS: usize = 3;
@@ -30,11 +34,11 @@ pub struct ModulePlan {
 }
 
 impl ModulePlan {
-    /// Read the list.
+    /// Read a list whose modules may depend on those of `loaded` as well.
     ///
     /// # Errors
     /// Names the line that is malformed or depends on a module that does not come before it.
-    pub fn parse(text: &str) -> Result<Self> {
+    pub fn parse(text: &str, loaded: &Self) -> Result<Self> {
         let mut plan = Self { names: Vec::new(), needs: Vec::new() };
         let mut index_of: HashMap<&str, usize> = HashMap::new();
         let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
@@ -52,7 +56,8 @@ impl ModulePlan {
                     format!("`{name}` is a path or stands twice"),
                 ));
             }
-            let needs = needs.split(',').filter(|need| *need != "-").map(|need| {
+            let is_loaded = |need: &str| need == "-" || loaded.names.iter().any(|name| name == need);
+            let needs = needs.split(',').filter(|need| !is_loaded(need)).map(|need| {
                 index_of.get(need).copied().ok_or_else(|| {
                     AgentError::invalid(
                         "modules.list",
@@ -65,6 +70,32 @@ impl ModulePlan {
             plan.names.push(name.to_owned());
         }
         Ok(plan)
+    }
+
+    fn empty() -> Self {
+        Self { names: Vec::new(), needs: Vec::new() }
+    }
+
+    /// What to load for the module called `name`, in order; nothing when it is not in the list.
+    fn closure_of(&self, name: &str) -> Vec<&str> {
+        let plain = |name: &str| name.trim_end_matches(".ko").replace('-', "_");
+        let Some(wanted) = self.names.iter().position(|file| plain(file) == plain(name)) else {
+            return Vec::new();
+        };
+        let mut is_wanted = vec![false; self.names.len()];
+        is_wanted[wanted] = true;
+        // What a module needs stands before it.
+        for index in (0..=wanted).rev() {
+            if is_wanted[index] {
+                self.needs[index].iter().for_each(|need| is_wanted[*need] = true);
+            }
+        }
+        self.names
+            .iter()
+            .zip(is_wanted)
+            .filter(|(_, is_wanted)| *is_wanted)
+            .map(|(name, _)| name.as_str())
+            .collect()
     }
 }
 
@@ -83,10 +114,10 @@ impl ModuleDirectory {
         Ok(fd.context("open", format!("{DIRECTORY}/{path}"))?.into())
     }
 
-    fn plan(&self) -> Result<ModulePlan> {
+    fn read(&self, list: &'static str, loaded: &ModulePlan) -> Result<ModulePlan> {
         let mut text = String::new();
-        self.open_file("modules.list")?.read_to_string(&mut text).context("read", "modules.list")?;
-        ModulePlan::parse(&text)
+        self.open_file(list)?.read_to_string(&mut text).context("read", list)?;
+        ModulePlan::parse(&text, loaded)
     }
 
     fn load(&self, name: &str) -> Result<()> {
@@ -125,7 +156,9 @@ pub struct ModuleLoader(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
+    directory: Option<ModuleDirectory>,
     plan: ModulePlan,
+    demand: ModulePlan,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -133,27 +166,44 @@ struct Inner {
 impl ModuleLoader {
     /// Nothing to load.
     pub fn none() -> Self {
-        Self::new(ModulePlan { names: Vec::new(), needs: Vec::new() })
+        Self::new(None, ModulePlan::empty(), ModulePlan::empty())
     }
 
-    fn new(plan: ModulePlan) -> Self {
+    /// Read the lists; nothing is loaded yet. A guest without the list of modules on demand has none.
+    pub fn open(directory: ModuleDirectory) -> Result<Self> {
+        let plan = directory.read("modules.list", &ModulePlan::empty())?;
+        let demand = match directory.read("modules.demand", &plan) {
+            Err(AgentError::System { errno: Errno::ENOENT, .. }) => ModulePlan::empty(),
+            other => other?,
+        };
+        Ok(Self::new(Some(directory), plan, demand))
+    }
+
+    fn new(directory: Option<ModuleDirectory>, plan: ModulePlan, demand: ModulePlan) -> Self {
         let state = State { progress: vec![Progress::Waiting; plan.names.len()] };
-        Self(Arc::new(Inner { plan, state: Mutex::new(state), changed: Condvar::new() }))
+        Self(Arc::new(Inner { directory, plan, demand, state: Mutex::new(state), changed: Condvar::new() }))
     }
 
-    /// Start loading in threads of its own.
-    pub fn start(directory: ModuleDirectory) -> Result<Self> {
-        let loader = Self::new(directory.plan()?);
-        let directory = Arc::new(directory);
+    /// Start loading what is always loaded, in threads of its own.
+    pub fn start(&self) -> Result<()> {
         let cpus = std::thread::available_parallelism().map_or(1, usize::from);
-        for number in 0..MAX_THREADS.min(cpus + 1).min(loader.0.plan.names.len()) {
-            let (loader, directory) = (loader.clone(), Arc::clone(&directory));
+        for number in 0..MAX_THREADS.min(cpus + 1).min(self.0.plan.names.len()) {
+            let loader = self.clone();
             std::thread::Builder::new()
                 .name(format!("modules-{number}"))
-                .spawn(move || loader.work(&|name| directory.load(name)))
+                .spawn(move || loader.work(&|name| loader.load(name)))
                 .context("start thread", "modules")?;
         }
-        Ok(loader)
+        Ok(())
+    }
+
+    fn load(&self, name: &str) -> Result<()> {
+        self.0.directory.as_ref().map_or(Ok(()), |directory| directory.load(name))
+    }
+
+    /// Load the module called `name` and what it needs, when the initrd has it for this.
+    pub fn load_on_demand(&self, name: &str) -> Result<()> {
+        self.0.demand.closure_of(name).iter().try_for_each(|file| self.load(file))
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -224,9 +274,27 @@ mod tests {
 
     const LIST: &str = "# vsock first\nvirtio.ko -\nvirtio_ring.ko virtio.ko\nvsock.ko -\n\nvirtio_blk.ko virtio.ko,virtio_ring.ko\n";
 
+    fn parse(text: &str) -> Result<ModulePlan> {
+        ModulePlan::parse(text, &ModulePlan::empty())
+    }
+
+    fn loader(text: &str) -> ModuleLoader {
+        ModuleLoader::new(None, parse(text).expect("parses"), ModulePlan::empty())
+    }
+
+    #[test]
+    fn test_closure_when_module_is_wanted_then_its_needs_before_it_and_no_others() {
+        let loaded = parse(LIST).expect("parses");
+        let text = "failover.ko -\nnet_failover.ko failover.ko\nother.ko -\nvirtio-net.ko virtio.ko,net_failover.ko\n";
+        let demand = ModulePlan::parse(text, &loaded).expect("parses");
+        assert_eq!(demand.closure_of("virtio_net"), ["failover.ko", "net_failover.ko", "virtio-net.ko"]);
+        assert_eq!(demand.closure_of("absent"), [""; 0]);
+        assert!(parse(text).is_err(), "virtio.ko is of the other list");
+    }
+
     #[test]
     fn test_parse_when_list_is_right_then_dependencies_by_index() {
-        let plan = ModulePlan::parse(LIST).expect("parses");
+        let plan = parse(LIST).expect("parses");
         assert_eq!(plan.names, ["virtio.ko", "virtio_ring.ko", "vsock.ko", "virtio_blk.ko"]);
         assert_eq!(plan.needs, [vec![], vec![0], vec![], vec![0, 1]]);
     }
@@ -234,13 +302,13 @@ mod tests {
     #[test]
     fn test_parse_when_list_is_wrong_then_refused() {
         for text in ["a.ko", "a.ko - b", "a.ko b.ko\nb.ko -", "a.ko -\na.ko -", "../a.ko -"] {
-            assert!(ModulePlan::parse(text).is_err(), "{text}");
+            assert!(parse(text).is_err(), "{text}");
         }
     }
 
     #[test]
     fn test_work_when_two_threads_load_then_each_after_its_needs_and_once() {
-        let loader = ModuleLoader::new(ModulePlan::parse(LIST).expect("parses"));
+        let loader = loader(LIST);
         let loaded = Mutex::new(Vec::new());
         let load = |name: &str| {
             loaded.lock().expect("no panic").push(name.to_owned());
@@ -261,7 +329,7 @@ mod tests {
 
     #[test]
     fn test_wait_when_a_module_fails_then_the_others_are_loaded() {
-        let loader = ModuleLoader::new(ModulePlan::parse("a.ko -\nb.ko a.ko").expect("parses"));
+        let loader = loader("a.ko -\nb.ko a.ko");
         assert!(matches!(loader.wait(Duration::ZERO), Err(AgentError::TimedOut { .. })));
         loader.work(&|name| Err(AgentError::system("load module", name, Errno::ENOEXEC)));
         loader.wait(Duration::ZERO).expect("nothing is left");

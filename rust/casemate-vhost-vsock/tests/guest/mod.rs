@@ -11,8 +11,8 @@ use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use casemate_vhost_vsock::VsockBackend;
 use casemate_vhost_vsock::packet::{HEADER_BYTES, HOST_CID, Header, Op, TYPE_STREAM};
+use casemate_vhost_vsock::{Timeouts, VsockBackend};
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use vhost::vhost_user::{Frontend, VhostUserFrontend as _};
 use vhost::{VhostBackend as _, VhostUserMemoryRegionInfo, VringConfigData};
@@ -99,9 +99,14 @@ fn ring_at(index: u64) -> Ring {
 impl Guest {
     /// Backend and frontend, features agreed on, memory shared, rings not set up.
     pub fn new(features: u64) -> Self {
+        Self::with_timeouts(features, Timeouts::default())
+    }
+
+    pub fn with_timeouts(features: u64, timeouts: Timeouts) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let (ours, theirs) = UnixStream::pair().unwrap();
-        let backend = VsockBackend::start(theirs.into(), &directory.path().join("v"), CID).unwrap();
+        let backend =
+            VsockBackend::start_with(theirs.into(), &directory.path().join("v"), CID, timeouts).unwrap();
         let mut frontend = Frontend::from_stream(ours, 3);
         frontend.set_owner().unwrap();
         let offered = frontend.get_features().unwrap();

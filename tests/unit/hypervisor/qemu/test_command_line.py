@@ -103,7 +103,9 @@ def test_command_line_when_microvm_on_kvm_then_is_golden() -> None:
 
 
 def test_command_line_when_kvm_on_q35_then_lost_timer_ticks_are_discarded_and_only_there() -> None:
-    assert values(command_line(SandboxConfig(), accel="kvm"), "-global") == ["kvm-pit.lost_tick_policy=discard"]
+    assert values(command_line(SandboxConfig(), accel="kvm"), "-global") == [
+        "kvm-pit.lost_tick_policy=discard"
+    ]
     assert values(command_line(SandboxConfig()), "-global") == []
 
 
@@ -163,7 +165,11 @@ def test_escape_when_text_holds_anything_then_qemus_rule_gives_it_back(text: str
     assert split_as_qemu(f"a={escape(text)}") == [f"a={text}"]
 
 
-@given(st.lists(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1), min_size=1))
+@given(
+    st.lists(
+        st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1), min_size=1
+    )
+)
 def test_render_when_several_values_hold_commas_then_qemus_rule_tells_them_apart(texts: list[str]) -> None:
     rendered = render("h", [(f"k{i}", text) for i, text in enumerate(texts)])
 

@@ -36,7 +36,10 @@ def test_plan_when_q35_then_disks_have_the_pci_paths_of_their_slots() -> None:
     made = plan(disks=[disk("c1"), disk("c2")])
 
     assert [address.pci_path for address in made.disks] == ["03", "04"]
-    assert [(d.bus, d.slot) for d in made.devices if d.id.startswith("virtio-c")] == [("pcie.0", 3), ("pcie.0", 4)]
+    assert [(d.bus, d.slot) for d in made.devices if d.id.startswith("virtio-c")] == [
+        ("pcie.0", 3),
+        ("pcie.0", 4),
+    ]
 
 
 def test_plan_when_microvm_then_disks_are_known_by_serial_and_nothing_is_on_pci() -> None:
@@ -119,7 +122,11 @@ def test_plan_when_two_disks_share_an_id_then_raises() -> None:
 
 @pytest.mark.parametrize(
     "assets",
-    [GuestAssets(kernel="/k"), GuestAssets(kernel="/k", initrd="/i", image="/d"), GuestAssets(kernel="", initrd="/i")],
+    [
+        GuestAssets(kernel="/k"),
+        GuestAssets(kernel="/k", initrd="/i", image="/d"),
+        GuestAssets(kernel="", initrd="/i"),
+    ],
 )
 def test_plan_when_assets_do_not_fit_together_then_raises(assets: GuestAssets) -> None:
     with pytest.raises(InvalidConfigError):
@@ -127,7 +134,8 @@ def test_plan_when_assets_do_not_fit_together_then_raises(assets: GuestAssets) -
 
 
 @pytest.mark.parametrize(
-    ("accelerator", "count", "fits"), [(TCG, 255, True), (TCG, 256, False), (KVM, 256, True), (KVM, 288, True)]
+    ("accelerator", "count", "fits"),
+    [(TCG, 255, True), (TCG, 256, False), (KVM, 256, True), (KVM, 288, True)],
 )
 def test_plan_when_vcpus_exceed_the_accelerator_then_names_the_range(
     accelerator: Accelerator, count: int, fits: bool
