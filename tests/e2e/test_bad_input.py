@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -142,24 +141,25 @@ def test_run_when_qemu_rejects_an_option_then_its_words_come_within_a_second(
 
 
 @pytest.mark.parametrize(
-    ("make", "path"),
+    ("kind", "field", "value"),
     [
-        (lambda: SandboxConfig(vcpus=0), "vcpus"),
-        (lambda: SandboxConfig(vcpus=10_000), "vcpus"),
-        (lambda: SandboxConfig(memory_mib=1), "memory_mib"),
-        (lambda: SandboxConfig(name="a/b"), "name"),
-        (lambda: SandboxConfig(name="../up"), "name"),
-        (lambda: SandboxConfig(machine="pc"), "machine"),
-        (lambda: ContainerConfig(image="oci:x", name="a b"), "name"),
-        (lambda: ContainerConfig(image="oci:x", cwd="relative"), "cwd"),
+        (SandboxConfig, "vcpus", 0),
+        (SandboxConfig, "vcpus", 10_000),
+        (SandboxConfig, "memory_mib", 1),
+        (SandboxConfig, "name", "a/b"),
+        (SandboxConfig, "name", "../up"),
+        (SandboxConfig, "machine", "pc"),
+        (ContainerConfig, "name", "a b"),
+        (ContainerConfig, "cwd", "relative"),
     ],
 )
 def test_config_when_a_value_has_no_meaning_then_its_place_is_named(
-    settings: Settings, make: Callable[[], object], path: str
+    settings: Settings, kind: type[SandboxConfig | ContainerConfig], field: str, value: object
 ) -> None:
+    given = {"image": "oci:x"} if kind is ContainerConfig else {}
     with pytest.raises(InvalidConfigError) as caught:
-        make()
-    assert caught.value.path == path
+        kind(**given, **{field: value})  # type: ignore[arg-type]
+    assert caught.value.path == field
     assert made_nothing(settings)
 
 
@@ -191,9 +191,8 @@ def test_create_when_the_guest_panics_then_the_panic_is_in_the_error(
 ) -> None:
     initrd = tmp_path / "panics.img"
     initrd.write_bytes(archive(ENDS_AT_ONCE))
-    with pytest.raises(VmmExitedError, match="Attempted to kill init") as caught:
+    with pytest.raises(VmmExitedError, match=r"panicked.*Attempted to kill init"):
         Sandbox.create(SandboxConfig(initrd=str(initrd)), settings=settings)
-    assert "Kernel panic" in caught.value.console_tail
     assert made_nothing(settings)
 
 

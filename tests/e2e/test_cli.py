@@ -163,7 +163,6 @@ def test_commands_when_another_process_owns_the_sandbox_then_they_reach_it(
     assert inspected["record"]["containers"][0]["process"]["Args"] == ["sh", "-c", "echo up; cat"]
 
     assert casemate("rm", living).returncode == 1
-    assert casemate("kill", "-s", "TERM", living).returncode == 0
     assert casemate("kill", "-s", "KILL", "--all", living).returncode == 0
 
 
@@ -177,11 +176,7 @@ def test_images_when_one_was_used_then_name_and_digest_are_listed(busybox: str, 
     assert casemate("run", busybox, "true").returncode == 0
     listed = json.loads(casemate("images", "--json").stdout)
     assert all(one["digest"].startswith("sha256:") and one["name"] for one in listed)
-    chosen = next(
-        one
-        for one in listed
-        if one["name"] in (busybox, busybox.removeprefix("oci:")) or busybox in one["name"]
-    )
+    (chosen,) = [one for one in listed if one["name"] == f"{Path(busybox).name}:busybox"]
     assert Path(chosen["rootfs"]).is_file()
     assert json.loads(casemate("inspect", chosen["name"]).stdout)["digest"] == chosen["digest"]
 

@@ -22,6 +22,9 @@ use crate::pump::{Pump, Source, next_source_id};
 /// Most bytes of one answer, whatever the caller asks for.
 pub const MAX_READ_BYTES: usize = 1 << 20;
 
+/// From here on an answer counts as large.
+const BULK_BYTES: usize = 4096;
+
 nix::ioctl_read_bad!(readable_bytes, libc::FIONREAD, libc::c_int);
 
 /// Whoever waits on a stream: the right to answer, and the pump of its connection.
@@ -48,6 +51,8 @@ struct PendingRead {
 struct OutputState {
     queue: VecDeque<PendingRead>,
     watched_by: Option<Arc<Pump>>,
+    /// Whether the last answer was large: more is likely to be on its way.
+    is_bulk: bool,
     /// From here on an empty pipe counts as its end, although somebody may still hold it.
     end_when_empty_from: Option<Instant>,
 }
@@ -101,7 +106,11 @@ impl OutputStream {
                 state.queue.pop_front();
                 continue;
             }
-            let result = match self.try_read(front.max_bytes) {
+            let max_bytes = front.max_bytes;
+            if state.is_bulk {
+                self.let_writer_on(max_bytes);
+            }
+            let result = match self.try_read(max_bytes) {
                 Err(Errno::EAGAIN)
                     if state.end_when_empty_from.is_some_and(|from| from <= Instant::now()) =>
                 {
@@ -112,7 +121,10 @@ impl OutputStream {
             };
             let Some(front) = state.queue.pop_front() else { return };
             match result {
-                Ok(data) => front.caller.responder.ok(ReadStreamResponse { data }.encode_to_vec()),
+                Ok(data) => {
+                    state.is_bulk = data.len() >= BULK_BYTES;
+                    front.caller.responder.ok(ReadStreamResponse { data }.encode_to_vec());
+                }
                 Err(errno) => {
                     front.caller.responder.error(AgentError::system("read", "stream", errno).into())
                 }
@@ -120,12 +132,30 @@ impl OutputStream {
         }
     }
 
-    fn try_read(&self, max_bytes: usize) -> nix::Result<Vec<u8>> {
-        const SMALL_BYTES: usize = 512;
+    fn ready_bytes(&self) -> nix::Result<usize> {
         let mut ready: libc::c_int = 0;
         // SAFETY: an open descriptor and a live number.
         unsafe { readable_bytes(self.fd.as_raw_fd(), &raw mut ready) }?;
-        let ready = usize::try_from(ready).unwrap_or(0);
+        Ok(usize::try_from(ready).unwrap_or(0))
+    }
+
+    /// In a guest with one CPU a reader wakes after each small write and answers as often: give way while the pipe fills.
+    fn let_writer_on(&self, max_bytes: usize) {
+        const ENOUGH_BYTES: usize = 256 << 10;
+        const MAX_YIELDS: usize = 8;
+        let mut before = 0;
+        for _ in 0..MAX_YIELDS {
+            match self.ready_bytes() {
+                Ok(ready) if ready > before && ready < ENOUGH_BYTES.min(max_bytes) => before = ready,
+                _ => return,
+            }
+            std::thread::yield_now();
+        }
+    }
+
+    fn try_read(&self, max_bytes: usize) -> nix::Result<Vec<u8>> {
+        const SMALL_BYTES: usize = 512;
+        let ready = self.ready_bytes()?;
         let mut data = vec![0; ready.clamp(SMALL_BYTES, MAX_READ_BYTES).min(max_bytes)];
         loop {
             match nix::unistd::read(&self.fd, &mut data) {

@@ -246,6 +246,8 @@ impl Mux {
         let Some(connection) = self.connections.get_mut(&id) else { return };
         if let State::Attached { key, .. } = std::mem::replace(&mut connection.state, State::Detached) {
             self.ids.remove(&key);
+            // Whoever writes on would wait for a reader that is gone.
+            connection.endpoint.shutdown(Shutdown::Read);
         }
         self.set_deadline(id, None);
         self.settle(id);
@@ -540,8 +542,9 @@ impl Mux {
             if let Some((op, flags)) = stream.next_control() {
                 (header.op, header.flags) = (op, flags);
             }
-            (header.buf_alloc, header.fwd_cnt) = stream.tell_credit();
+            (header.buf_alloc, header.fwd_cnt) = stream.credit_words();
             buffer.put(ring, memory, &header);
+            stream.on_credit_told();
             self.counters.packets_out_total.add(1);
             if stream.is_closing() {
                 self.set_deadline(id, Some(now + self.timeouts.close));
@@ -555,11 +558,12 @@ impl Mux {
         if limit_bytes == 0 {
             return true;
         }
-        (header.buf_alloc, header.fwd_cnt) = stream.tell_credit();
+        (header.buf_alloc, header.fwd_cnt) = stream.credit_words();
         match connection.batch.receive(ring, memory, &mut connection.endpoint, &header, limit_bytes) {
             None => return false,
             Some((Received::Bytes(bytes), packets)) => {
                 stream.send(bytes);
+                stream.on_credit_told();
                 self.counters.bytes_out_total.add(bytes as u64);
                 self.counters.packets_out_total.add(packets);
             }

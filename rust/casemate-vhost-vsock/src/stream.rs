@@ -262,11 +262,16 @@ impl Stream {
         std::mem::take(&mut self.credit_update_due).then_some((Op::CreditUpdate, 0))
     }
 
-    /// Our window and count for a header that is about to be sent.
-    pub fn tell_credit(&mut self) -> (u32, u32) {
+    /// Our window and count, for a header.
+    #[must_use]
+    pub fn credit_words(&self) -> (u32, u32) {
+        (self.window, self.forwarded)
+    }
+
+    /// A packet with [`Stream::credit_words`] was sent. Said of one that was not, the guest would wait for ever.
+    pub fn on_credit_told(&mut self) {
         self.told_forwarded = self.forwarded;
         self.credit_update_due = false;
-        (self.window, self.forwarded)
     }
 }
 
@@ -326,13 +331,14 @@ mod tests {
     #[test]
     fn test_credit_when_half_a_window_is_taken_then_update_is_due_once() {
         let mut stream = opened();
-        stream.tell_credit();
+        stream.on_credit_told();
         stream.on_packet(&packet(Op::Data, WINDOW));
         stream.forward(WINDOW as usize / 2 - 1);
         assert!(!stream.has_control());
         stream.forward(1);
         assert_eq!(stream.next_control(), Some((Op::CreditUpdate, 0)));
-        assert_eq!(stream.tell_credit(), (WINDOW, WINDOW / 2));
+        assert_eq!(stream.credit_words(), (WINDOW, WINDOW / 2));
+        stream.on_credit_told();
         assert_eq!(stream.next_control(), None);
     }
 
@@ -414,7 +420,7 @@ mod tests {
                     _ => stream.on_stall(),
                 }
                 while stream.next_control().is_some() {
-                    stream.tell_credit();
+                    stream.on_credit_told();
                 }
             }
         }
