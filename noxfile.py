@@ -35,7 +35,12 @@ def cargo(session: nox.Session, *arguments: str) -> None:
 
 def pytest(session: nox.Session, name: str, *arguments: str) -> None:
     """Run pytest; its counts go to the report under ``name``."""
-    python(session, "-m", "pytest", f"--report={REPORT / name}.json", *arguments)
+    python(session, "-m", "pytest", *report_to(name), *arguments)
+
+
+def report_to(name: str) -> tuple[str, str]:
+    """Pytest's options for the counts; what can't be collected counts as failed, and the rest runs."""
+    return (f"--report={REPORT / name}.json", "--continue-on-collection-errors")
 
 
 @nox.session
@@ -85,8 +90,13 @@ def local(session: nox.Session) -> None:
 @nox.session
 def rust(session: nox.Session) -> None:
     """Tests of the crates."""
-    command = ["cargo", "test", "--locked", *PROFILE, "--workspace", *session.posargs]
-    python(session, "scripts/test_report.py", "run", str(REPORT / "rust.json"), *command)
+    python(session, *rust_tests(), *session.posargs)
+
+
+def rust_tests() -> list[str]:
+    """The command that runs the crates' tests and counts them."""
+    command = ["cargo", "test", "--locked", *PROFILE, "--workspace", "--no-fail-fast"]
+    return ["scripts/test_report.py", "run", str(REPORT / "rust.json"), *command]
 
 
 @nox.session
@@ -115,9 +125,14 @@ def test(session: nox.Session) -> None:
         return
     shutil.rmtree(REPORT, ignore_errors=True)
     check(session)
-    rust(session)
-    unit(session)
-    pytest(session, "host", *existing("tests/integration", "tests/e2e"))
+    # A failed test does not keep the others from being run and counted; the last command judges.
+    go_on = [0, 1]
+    session.run(PYTHON, *rust_tests(), success_codes=go_on, external=True)
+    for name, levels in (("unit", ("unit", "contract")), ("host", ("integration", "e2e"))):
+        directories = existing(*(f"tests/{level}" for level in levels))
+        session.run(
+            PYTHON, "-m", "pytest", *report_to(name), *directories, success_codes=go_on, external=True
+        )
     python(session, "scripts/test_report.py", "total", str(REPORT))
 
 

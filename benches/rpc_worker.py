@@ -35,6 +35,13 @@ def blocking(path: str) -> Run:
 
     def run(count: int, payload: bytes, window: int) -> list[int]:
         times = []
+        if window == 1:
+            for _ in range(count):
+                started = time.perf_counter_ns()
+                answer = connection.wait(connection.submit_raw("s", "m", payload))
+                times.append(time.perf_counter_ns() - started)
+                assert len(answer) == len(payload)
+            return times
         for _ in range(count):
             started = time.perf_counter_ns()
             slots = [connection.submit_raw("s", "m", payload) for _ in range(window)]
@@ -107,6 +114,13 @@ def on_loop(path: str, make: Callable[[str, asyncio.AbstractEventLoop], LoopClie
 
     async def calls(count: int, payload: bytes, window: int) -> list[int]:
         times = []
+        if window == 1:
+            for _ in range(count):
+                started = time.perf_counter_ns()
+                answer = await client.call(payload)
+                times.append(time.perf_counter_ns() - started)
+                assert len(answer) == len(payload)
+            return times
         for _ in range(count):
             started = time.perf_counter_ns()
             futures = [client.call(payload) for _ in range(window)]

@@ -34,7 +34,7 @@ def count_cargo(line: str) -> Counts:
 
 
 def run(file: Path, command: list[str]) -> int:
-    """Run ``command``, write its counts to ``file``, return its exit status."""
+    """Run ``command``, write its counts to ``file``, return 0, 1 when tests failed, else its exit status."""
     counts = count_cargo("")
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -44,7 +44,7 @@ def run(file: Path, command: list[str]) -> int:
             counts = add(counts, count_cargo(line))
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps({"levels": {"rust": counts}, "skips": {}}), "utf-8")
-    return process.returncode
+    return 1 if counts["failed"] else process.returncode
 
 
 def line_of(counts: Counts) -> str:

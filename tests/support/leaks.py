@@ -43,8 +43,12 @@ def take_snapshot(*, whole_host: bool, state_root: Path | None = None) -> Snapsh
 
 def find_leaks(before: Snapshot, take: Callable[[], Snapshot]) -> list[str]:
     """What is there now and was not before; given two seconds to go, since the kernel tears down in its own time."""
-    deadline = time.monotonic() + SETTLE_S
+    leaks = _difference(before, take())
+    if not leaks:
+        return []
+    # What only a cycle keeps alive is no leak; collecting after each test would cost more than most tests.
     gc.collect()
+    deadline = time.monotonic() + SETTLE_S
     while leaks := _difference(before, take()):
         if time.monotonic() > deadline:
             break
@@ -78,14 +82,18 @@ def _threads() -> frozenset[str]:
 
 
 def _children() -> frozenset[str]:
-    own = str(os.getpid())
-    found = set()
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        # Fields after the command, which stands in brackets and may hold anything: state, parent, …
-        fields = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
-        if len(fields) > 1 and fields[1] == own:
-            found.add(f"{pid} {_read(f'/proc/{pid}/comm').strip()}")
-    return frozenset(found)
+    listings = [Path(f"/proc/self/task/{task}/children") for task in os.listdir("/proc/self/task")]
+    if all(listing.exists() for listing in listings):
+        pids = {pid for listing in listings for pid in _read(str(listing)).split()}
+    else:
+        pids = {pid for pid in os.listdir("/proc") if pid.isdigit() and _parent(pid) == os.getpid()}
+    return frozenset(f"{pid} {_read(f'/proc/{pid}/comm').strip()}" for pid in pids)
+
+
+def _parent(pid: str) -> int | None:
+    # Behind the command, which stands in brackets and may hold anything: state, parent, …
+    fields = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
+    return int(fields[1]) if len(fields) > 1 else None
 
 
 def _processes(needle: str) -> Iterator[str]:

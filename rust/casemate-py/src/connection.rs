@@ -1,12 +1,12 @@
 //! `Connection`: the agent's client.
 
-use std::collections::HashMap;
 use std::os::fd::{AsFd, RawFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use casemate_proto::{AGENT_SERVICE, RPCS, grpc};
 use casemate_ttrpc::client::Waited;
+use casemate_ttrpc::frame::StreamMap;
 use casemate_ttrpc::slots::Answer;
 use casemate_ttrpc::{Call, Client, StreamId, TtrpcError};
 use prost::Message;
@@ -42,7 +42,7 @@ pub struct Connection {
     owner: Owner,
     client: Client,
     /// Locked before the client is, so that no answer is seen before its kind.
-    kinds: Mutex<HashMap<StreamId, Kind>>,
+    kinds: Mutex<StreamMap<Kind>>,
 }
 
 impl Connection {
@@ -51,7 +51,7 @@ impl Connection {
         Ok(&self.client)
     }
 
-    fn lock_kinds(&self) -> MutexGuard<'_, HashMap<StreamId, Kind>> {
+    fn lock_kinds(&self) -> MutexGuard<'_, StreamMap<Kind>> {
         self.kinds.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -195,13 +195,7 @@ impl Connection {
     fn wait<'py>(&self, py: Python<'py>, slot: u32) -> Result<Bound<'py, PyBytes>, Error> {
         let client = self.checked()?;
         let slot = StreamId(slot);
-        let wait_once = |limit: Option<Instant>| {
-            client.take(slot).or_else(|| {
-                client.wait_ready(&[slot], limit);
-                client.take(slot)
-            })
-        };
-        let answer = in_slices(py, None, wait_once)?;
+        let answer = in_slices(py, None, |limit| client.wait_until(slot, limit))?;
         self.finish(py, slot, answer)
     }
 

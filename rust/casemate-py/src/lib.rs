@@ -31,6 +31,7 @@ mod core {
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        super::wait::count_forks()?;
         module.add("__version__", env!("CARGO_PKG_VERSION"))
     }
 }

@@ -1,6 +1,8 @@
 //! Waits that Ctrl-C ends, time limits as Python gives them, and handles that don't survive a fork.
 
+use std::cell::Cell;
 use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
@@ -14,9 +16,34 @@ const SLICE: Duration = Duration::from_millis(100);
 /// Longer limits are as good as none.
 const ENDLESS_S: f64 = 1e9;
 
+/// Counts the forks between the first process and this one; a system call for every look would cost more than the look.
+static FORKS: AtomicU32 = AtomicU32::new(0);
+
+/// Counts forks from here on; called once, when the module is made.
+pub fn count_forks() -> Result<(), Error> {
+    extern "C" fn count() {
+        FORKS.fetch_add(1, Ordering::Relaxed);
+    }
+    // SAFETY: the handler only adds to an atomic, which is all that may be done in a forked process with threads. It stays
+    // mapped: Python never unloads extension modules.
+    let errno = unsafe { libc::pthread_atfork(None, None, Some(count)) };
+    if errno == 0 { Ok(()) } else { Err(Error::host("forks can't be watched", errno, "pthread_atfork")) }
+}
+
 /// Whether signals are handled on this thread: Python does so on the main thread only.
 pub fn handles_signals() -> bool {
-    nix::unistd::gettid() == nix::unistd::getpid()
+    thread_local! {
+        static IS_MAIN: Cell<Option<(u32, bool)>> = const { Cell::new(None) };
+    }
+    let forks = FORKS.load(Ordering::Relaxed);
+    if let Some((known, is_main)) = IS_MAIN.get()
+        && known == forks
+    {
+        return is_main;
+    }
+    let is_main = nix::unistd::gettid() == nix::unistd::getpid();
+    IS_MAIN.set(Some((forks, is_main)));
+    is_main
 }
 
 /// Runs `step` without the interpreter until it has a result, looking for signals in between.
@@ -60,12 +87,12 @@ pub struct Owner(u32);
 impl Owner {
     /// This process.
     pub fn this_process() -> Self {
-        Self(std::process::id())
+        Self(FORKS.load(Ordering::Relaxed))
     }
 
     /// Fails in a forked process: descriptors are shared with the owner, threads and locks were left behind.
     pub fn check(&self, what: &str) -> Result<(), Error> {
-        if self.0 == std::process::id() {
+        if self.0 == FORKS.load(Ordering::Relaxed) {
             return Ok(());
         }
         Err(Error::internal(format!(

@@ -5,20 +5,20 @@
 //! came. When its own answer is there, another waiter leads. An event loop leads instead by calling
 //! [`Client::on_readable`] when [`Client::socket`] is readable; the two ways are not mixed on one connection.
 
-use std::collections::HashMap;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, poll};
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::socket::{MsgFlags, Shutdown, shutdown};
 
 use crate::error::TtrpcError;
-use crate::frame::StreamId;
+use crate::frame::{StreamId, StreamMap};
 use crate::slots::{Answer, Call, ClientState};
-use crate::wire::{poll_timeout, receive, send_now};
+use crate::wire::{receive, send_now, time_left};
 
 /// Most reads in one go, so that a flood from the peer does not keep an event loop from its other work.
 const MAX_READS_IN_ONE_GO: usize = 32;
@@ -41,11 +41,49 @@ pub struct Client {
     inner: Mutex<Inner>,
 }
 
+/// What a leader waits for. An epoll set, because its cost does not grow with what is watched besides the socket.
 #[derive(Debug)]
 struct Descriptors {
+    epoll: Epoll,
     socket: OwnedFd,
     wake: EventFd,
-    watch: Option<OwnedFd>,
+    /// Held open for the set.
+    _watch: Option<OwnedFd>,
+    watches_writable: AtomicBool,
+}
+
+/// What an event is about.
+const SOCKET: u64 = 0;
+const WAKE: u64 = 1;
+const WATCH: u64 = 2;
+
+impl Descriptors {
+    fn new(socket: OwnedFd, watch: Option<OwnedFd>) -> Result<Self, TtrpcError> {
+        let wake = EventFd::from_value_and_flags(0, EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
+            .map_err(|errno| TtrpcError::io("eventfd", errno))?;
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)
+            .map_err(|errno| TtrpcError::io("epoll_create", errno))?;
+        let add = |fd: BorrowedFd<'_>, which| {
+            let event = EpollEvent::new(EpollFlags::EPOLLIN, which);
+            epoll.add(fd, event).map_err(|errno| TtrpcError::io("epoll_ctl", errno))
+        };
+        add(socket.as_fd(), SOCKET)?;
+        add(wake.as_fd(), WAKE)?;
+        if let Some(watch) = &watch {
+            add(watch.as_fd(), WATCH)?;
+        }
+        Ok(Self { epoll, socket, wake, _watch: watch, watches_writable: AtomicBool::new(false) })
+    }
+
+    /// Called by the leader alone.
+    fn watch_writable(&self, wanted: bool) -> Result<(), Errno> {
+        if self.watches_writable.swap(wanted, Ordering::Relaxed) == wanted {
+            return Ok(());
+        }
+        let mut interest = EpollFlags::EPOLLIN;
+        interest.set(EpollFlags::EPOLLOUT, wanted);
+        self.epoll.modify(&self.socket, &mut EpollEvent::new(interest, SOCKET))
+    }
 }
 
 #[derive(Debug)]
@@ -55,7 +93,7 @@ struct Inner {
     descriptors: Option<Arc<Descriptors>>,
     /// Whether a thread polls now, and until when it sleeps at most.
     leader: Option<Lead>,
-    followers: HashMap<StreamId, Vec<Arc<Condvar>>>,
+    followers: StreamMap<Vec<Arc<Condvar>>>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -68,15 +106,13 @@ impl Client {
     /// Owns the connected stream socket. Waits end when `watch` (a pidfd) becomes readable.
     ///
     /// # Errors
-    /// [`TtrpcError::Io`] when no event descriptor can be made.
+    /// [`TtrpcError::Io`] when there are no descriptors left.
     pub fn new(socket: OwnedFd, watch: Option<OwnedFd>) -> Result<Self, TtrpcError> {
-        let wake = EventFd::from_value_and_flags(0, EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
-            .map_err(|errno| TtrpcError::io("eventfd", errno))?;
         let inner = Inner {
             state: ClientState::new(),
-            descriptors: Some(Arc::new(Descriptors { socket, wake, watch })),
+            descriptors: Some(Arc::new(Descriptors::new(socket, watch)?)),
             leader: None,
-            followers: HashMap::new(),
+            followers: StreamMap::default(),
         };
         Ok(Self { inner: Mutex::new(inner) })
     }
@@ -128,39 +164,16 @@ impl Client {
         if slots.is_empty() {
             return Waited::Ready(Vec::new());
         }
-        let mut inner = self.lock();
-        let mut has_looked = false;
-        let waited = loop {
-            let now = Instant::now();
-            let due = inner.state.expire(now);
-            for slot in inner.state.take_finished() {
-                inner.notify(slot);
-            }
-            let ready: Vec<StreamId> =
-                slots.iter().copied().filter(|slot| inner.state.is_ready(*slot)).collect();
-            if !ready.is_empty() {
-                break Waited::Ready(ready);
-            }
-            if until.is_some_and(|until| until <= now) {
-                if has_looked || inner.leader.is_some() {
-                    break Waited::TimedOut;
-                }
-                inner.read_ready();
-                has_looked = true;
-                continue;
-            }
-            if inner.leader.is_some() {
-                inner = Self::follow(inner, slots, until);
-                continue;
-            }
-            let (again, is_interrupted) = self.lead(inner, earlier(due, until));
-            inner = again;
-            if is_interrupted && !slots.iter().any(|slot| inner.state.is_ready(*slot)) {
-                break Waited::Interrupted;
-            }
+        let is_ready = |state: &mut ClientState| {
+            let ready: Vec<StreamId> = slots.iter().copied().filter(|slot| state.is_ready(*slot)).collect();
+            (!ready.is_empty()).then_some(ready)
         };
-        inner.hand_over();
-        waited
+        self.wait_for(slots, until, is_ready).map_or_else(|why| why, Waited::Ready)
+    }
+
+    /// Waits for one slot and takes its answer, at most until `until`; `None` then, and when a signal came. Blocks.
+    pub fn wait_until(&self, slot: StreamId, until: Option<Instant>) -> Option<Answer> {
+        self.wait_for(&[slot], until, |state| state.take(slot)).ok()
     }
 
     /// Waits for one slot and takes its answer. Blocks, and goes on after signals.
@@ -169,11 +182,49 @@ impl Client {
     /// What the slot ended with.
     pub fn wait(&self, slot: StreamId) -> Answer {
         loop {
-            if let Some(answer) = self.take(slot) {
+            if let Some(answer) = self.wait_until(slot, None) {
                 return answer;
             }
-            self.wait_ready(&[slot], None);
         }
+    }
+
+    /// Leads or follows until `look` sees what it waits for in the table. An error is why it did not.
+    fn wait_for<T>(
+        &self,
+        slots: &[StreamId],
+        until: Option<Instant>,
+        mut look: impl FnMut(&mut ClientState) -> Option<T>,
+    ) -> Result<T, Waited> {
+        let mut inner = self.lock();
+        let (mut has_looked, mut is_interrupted) = (false, false);
+        let result = loop {
+            // Before the clock is asked: on the way out it is not needed.
+            if let Some(found) = look(&mut inner.state) {
+                break Ok(found);
+            }
+            if is_interrupted {
+                break Err(Waited::Interrupted);
+            }
+            let now = Instant::now();
+            let due = inner.state.expire(now);
+            if inner.notify_all_finished() {
+                continue;
+            }
+            if until.is_some_and(|until| until <= now) {
+                if has_looked || inner.leader.is_some() {
+                    break Err(Waited::TimedOut);
+                }
+                inner.read_ready();
+                has_looked = true;
+            } else if inner.leader.is_some() {
+                inner = Self::follow(inner, slots, until);
+            } else {
+                (inner, is_interrupted) = self.lead(inner, earlier(due, until));
+            }
+        };
+        inner.notify_all_finished();
+        inner.hand_over();
+        result
     }
 
     /// Forgets the slot. A thread that waits for it gets [`TtrpcError::UnknownSlot`].
@@ -190,7 +241,7 @@ impl Client {
         let mut inner = self.lock();
         inner.read_ready();
         inner.state.expire(Instant::now());
-        let finished = inner.state.take_finished();
+        let finished: Vec<StreamId> = inner.state.take_finished().collect();
         finished.into_iter().filter_map(|slot| inner.state.take(slot).map(|answer| (slot, answer))).collect()
     }
 
@@ -277,35 +328,36 @@ impl Client {
             return (inner, false);
         };
         let polls_writable = inner.state.kept_bytes() > 0;
+        if let Err(errno) = descriptors.watch_writable(polls_writable) {
+            inner.break_with(&TtrpcError::io("epoll_ctl", errno));
+            return (inner, false);
+        }
         inner.leader = Some(Lead { sleeps_until: until, polls_writable });
         drop(inner);
 
-        let mut interest = PollFlags::POLLIN;
-        interest.set(PollFlags::POLLOUT, polls_writable);
-        let Descriptors { socket, wake, watch } = &*descriptors;
-        let polled = if watch.is_some() { 3 } else { 2 };
-        let watch = watch.as_ref().map_or(wake.as_fd(), AsFd::as_fd);
-        let mut fds = [
-            PollFd::new(socket.as_fd(), interest),
-            PollFd::new(wake.as_fd(), PollFlags::POLLIN),
-            PollFd::new(watch, PollFlags::POLLIN),
-        ];
-        let result = poll(&mut fds[..polled], poll_timeout(until));
-        let [socket_ready, woken, watch_ended] = fds.each_ref().map(|fd| fd.any().unwrap_or(false));
-        let writable = fds[0].revents().is_some_and(|events| events.contains(PollFlags::POLLOUT));
+        let mut events = [EpollEvent::empty(); 3];
+        let result = descriptors.epoll.wait(&mut events, epoll_timeout(until));
+        let flags_of = |which: u64| {
+            let events = events.iter().take(result.unwrap_or(0));
+            events
+                .filter(|event| event.data() == which)
+                .fold(EpollFlags::empty(), |all, event| all | event.events())
+        };
+        let (socket, woken, watch_ended) =
+            (flags_of(SOCKET), !flags_of(WAKE).is_empty(), !flags_of(WATCH).is_empty());
 
         let mut inner = self.lock();
         inner.leader = None;
         match result {
             Ok(0) => {}
             Ok(_) => {
-                if woken && let Err(errno) = wake.read() {
+                if woken && let Err(errno) = descriptors.wake.read() {
                     log::debug!("wake-up event: {errno}");
                 }
-                if writable {
+                if socket.contains(EpollFlags::EPOLLOUT) {
                     inner.flush();
                 }
-                if socket_ready {
+                if !socket.is_empty() {
                     inner.read_ready();
                 }
                 if watch_ended {
@@ -317,11 +369,17 @@ impl Client {
             }
             Err(Errno::EINTR) => return (inner, true),
             Err(errno) => {
-                inner.break_with(&TtrpcError::io("poll", errno));
+                inner.break_with(&TtrpcError::io("epoll_wait", errno));
             }
         }
         (inner, false)
     }
+}
+
+fn epoll_timeout(until: Option<Instant>) -> EpollTimeout {
+    until.map_or(EpollTimeout::NONE, |until| {
+        EpollTimeout::try_from(time_left(until)).unwrap_or(EpollTimeout::MAX)
+    })
 }
 
 fn earlier(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
@@ -417,9 +475,19 @@ impl Inner {
         if self.followers.is_empty() && self.leader.is_none() {
             return;
         }
+        self.notify_all_finished();
+    }
+
+    /// Wakes the followers of the slots that finished; whether there were any.
+    fn notify_all_finished(&mut self) -> bool {
+        let mut any = false;
         for slot in self.state.take_finished() {
-            self.notify(slot);
+            any = true;
+            for news in self.followers.get(&slot).into_iter().flatten() {
+                news.notify_one();
+            }
         }
+        any
     }
 
     /// Wakes one follower to lead, when nobody does.

@@ -6,6 +6,8 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
+use nix::poll::{PollFd, PollFlags, poll};
+
 use super::*;
 use crate::frame::MAX_DATA_BYTES;
 use crate::message::{Code, Status};

@@ -2,7 +2,9 @@
 //!
 //! Source: containerd/ttrpc `PROTOCOL.md`, sections «Message Frame» and «Message Flags».
 
+use std::collections::HashMap;
 use std::fmt;
+use std::hash::{BuildHasherDefault, Hasher};
 
 /// Bytes in a frame header.
 pub const HEADER_BYTES: usize = 10;
@@ -17,6 +19,28 @@ pub struct StreamId(pub u32);
 impl fmt::Display for StreamId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
+    }
+}
+
+/// A map by stream, for a side that chooses the streams itself: its hash is one multiplication and resists nobody.
+pub type StreamMap<V> = HashMap<StreamId, V, BuildHasherDefault<StreamHasher>>;
+
+/// See [`StreamMap`].
+#[derive(Clone, Copy, Debug, Default)]
+pub struct StreamHasher(u64);
+
+impl Hasher for StreamHasher {
+    fn write_u32(&mut self, number: u32) {
+        // The golden ratio spreads neighbours over all bits.
+        self.0 = (self.0 ^ u64::from(number)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.write_u32(u32::from(*byte)));
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
     }
 }
 

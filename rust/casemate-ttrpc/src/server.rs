@@ -296,7 +296,7 @@ impl Reader<'_> {
             let mut flags = MsgFlags::empty();
             if let Some(deadline) = self.expire_calls() {
                 let mut fds = [PollFd::new(socket, PollFlags::POLLIN)];
-                match poll(&mut fds, poll_timeout(Some(deadline))) {
+                match poll(&mut fds, poll_timeout(deadline)) {
                     Ok(0) | Err(Errno::EINTR) => continue,
                     Ok(_) => flags = MsgFlags::MSG_DONTWAIT,
                     Err(errno) => return Err(TtrpcError::io("poll", errno)),

@@ -4,15 +4,15 @@
 //! side hold is one frame in the decoder and one answer for each call that the caller opened.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::BinaryHeap;
 use std::time::{Duration, Instant};
 
 use prost::Message;
-use prost::encoding::{encode_key, encode_varint, encoded_len_varint, key_len};
+use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len};
 
 use crate::error::TtrpcError;
 use crate::frame::{
-    FrameDecoder, FrameError, FrameHeader, FrameKind, HEADER_BYTES, MAX_DATA_BYTES, StreamId,
+    FrameDecoder, FrameError, FrameHeader, FrameKind, HEADER_BYTES, MAX_DATA_BYTES, StreamId, StreamMap,
 };
 use crate::message::{Code, KeyValue, Request, Response, Status};
 
@@ -50,7 +50,7 @@ enum Slot {
 #[derive(Debug)]
 pub struct ClientState {
     decoder: FrameDecoder,
-    slots: HashMap<StreamId, Slot>,
+    slots: StreamMap<Slot>,
     /// Deadlines, also of calls that are finished or cancelled since.
     deadlines: BinaryHeap<Reverse<(Instant, StreamId)>>,
     finished: Vec<StreamId>,
@@ -73,7 +73,7 @@ impl ClientState {
     pub fn new() -> Self {
         Self {
             decoder: FrameDecoder::new(),
-            slots: HashMap::new(),
+            slots: StreamMap::default(),
             deadlines: BinaryHeap::new(),
             finished: Vec::new(),
             next_stream: 1,
@@ -226,8 +226,8 @@ impl ClientState {
     }
 
     /// The slots that finished since the last call.
-    pub fn take_finished(&mut self) -> Vec<StreamId> {
-        std::mem::take(&mut self.finished)
+    pub fn take_finished(&mut self) -> impl Iterator<Item = StreamId> + '_ {
+        self.finished.drain(..)
     }
 
     /// Forgets the slot; false when there is none. A late answer is dropped and counted.
@@ -306,24 +306,27 @@ fn decode_answer(stream: StreamId, data: &[u8]) -> Answer {
     }
 }
 
+fn text_bytes(tag: u32, text: &str) -> usize {
+    if text.is_empty() { 0 } else { key_len(tag) + encoded_len_varint(text.len() as u64) + text.len() }
+}
+
 /// Header and request message up to the payload's first byte. The payload comes last, out of field order, which protobuf
 /// allows, so that it need not be copied.
 fn encode_prefix(call: &Call<'_>, stream: StreamId) -> Result<Vec<u8>, TtrpcError> {
-    let timeout_nano =
-        call.timeout.map_or(0, |timeout| i64::try_from(timeout.as_nanos()).unwrap_or(i64::MAX));
+    // 0 means no limit on the wire: a time that is over already is told as the shortest there is.
+    let nanos = |timeout: Duration| i64::try_from(timeout.as_nanos()).unwrap_or(i64::MAX).max(1);
     let pair = |(key, value): &(String, String)| KeyValue { key: key.clone(), value: value.clone() };
-    let envelope = Request {
-        service: call.service.into(),
-        method: call.method.into(),
-        payload: Vec::new(),
-        // 0 means no limit on the wire: a time that is over already is told as the shortest there is.
-        timeout_nano: if call.timeout.is_some() { timeout_nano.max(1) } else { 0 },
+    let rest = Request {
+        timeout_nano: call.timeout.map_or(0, nanos),
         metadata: call.metadata.iter().map(pair).collect(),
+        ..Request::default()
     };
+    let names = [(1, call.service), (2, call.method)];
+    let names_bytes: usize = names.iter().map(|(tag, name)| text_bytes(*tag, name)).sum();
     let payload_bytes = call.payload.len();
     let payload_head =
         if payload_bytes == 0 { 0 } else { key_len(3) + encoded_len_varint(payload_bytes as u64) };
-    let data_bytes = envelope.encoded_len() + payload_head + payload_bytes;
+    let data_bytes = names_bytes + rest.encoded_len() + payload_head + payload_bytes;
     let too_large = FrameError::TooLarge { stream, data_bytes };
     if data_bytes > MAX_DATA_BYTES {
         return Err(too_large.into());
@@ -332,9 +335,14 @@ fn encode_prefix(call: &Call<'_>, stream: StreamId) -> Result<Vec<u8>, TtrpcErro
     let mut prefix = Vec::with_capacity(HEADER_BYTES + data_bytes - payload_bytes);
     let header = FrameHeader { data_bytes: wire_bytes, stream, kind: FrameKind::Request, flags: 0 };
     prefix.extend_from_slice(&header.encode());
-    envelope.encode_raw(&mut prefix);
+    for (tag, name) in names.into_iter().filter(|(_, name)| !name.is_empty()) {
+        encode_key(tag, WireType::LengthDelimited, &mut prefix);
+        encode_varint(name.len() as u64, &mut prefix);
+        prefix.extend_from_slice(name.as_bytes());
+    }
+    rest.encode_raw(&mut prefix);
     if payload_bytes > 0 {
-        encode_key(3, prost::encoding::WireType::LengthDelimited, &mut prefix);
+        encode_key(3, WireType::LengthDelimited, &mut prefix);
         encode_varint(payload_bytes as u64, &mut prefix);
     }
     Ok(prefix)

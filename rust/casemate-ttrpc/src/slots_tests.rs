@@ -105,7 +105,7 @@ fn received_when_answers_are_interleaved_then_each_slot_gets_its_own() {
     let (first, second) = (open(&mut state), open(&mut state));
     let bytes = [success(second, b"2"), success(first, b"1")].concat();
     state.feed(&bytes, Instant::now());
-    assert_eq!(state.take_finished(), [second, first]);
+    assert_eq!(state.take_finished().collect::<Vec<_>>(), [second, first]);
     assert_eq!(state.take(first), Some(Ok(b"1".to_vec())));
     assert_eq!(state.take(second), Some(Ok(b"2".to_vec())));
     assert_eq!(state.take(second), Some(Err(TtrpcError::UnknownSlot { slot: second })));

@@ -10,11 +10,14 @@ use nix::sys::socket::{MsgFlags, recv, sendmsg};
 
 use crate::error::TtrpcError;
 
-/// The time until `deadline` for poll, rounded up so that a wait never ends before it.
-pub(crate) fn poll_timeout(deadline: Option<Instant>) -> PollTimeout {
-    let Some(deadline) = deadline else { return PollTimeout::NONE };
-    let left = deadline.saturating_duration_since(Instant::now());
-    PollTimeout::try_from(left + Duration::from_micros(999)).unwrap_or(PollTimeout::MAX)
+/// The time until `deadline`, rounded up to what a poll can wait, so that a wait never ends before it.
+pub(crate) fn time_left(deadline: Instant) -> Duration {
+    deadline.saturating_duration_since(Instant::now()) + Duration::from_micros(999)
+}
+
+/// [`time_left`] for poll.
+pub(crate) fn poll_timeout(deadline: Instant) -> PollTimeout {
+    PollTimeout::try_from(time_left(deadline)).unwrap_or(PollTimeout::MAX)
 }
 
 /// Receives at most `buffer.len()` bytes; 0 at the end of the stream. Blocks if the socket does.
@@ -29,20 +32,21 @@ pub(crate) fn receive(fd: BorrowedFd<'_>, buffer: &mut [u8], flags: MsgFlags) ->
     }
 }
 
-/// Sends what the socket takes at once of `parts`, from byte `from` of them on; `EAGAIN` when nothing.
+/// Most parts of one message: header, envelope, payload.
+const MAX_PARTS: usize = 3;
+
+/// Sends what the socket takes at once of at most [`MAX_PARTS`] parts, from byte `from` of them on; `EAGAIN` when nothing.
 pub(crate) fn send_now(fd: BorrowedFd<'_>, parts: &[&[u8]], from: usize) -> Result<usize, Errno> {
     let mut skip = from;
-    let mut slices = Vec::with_capacity(parts.len());
-    for part in parts {
+    let mut slices = [IoSlice::new(&[]); MAX_PARTS];
+    for (slice, part) in slices.iter_mut().zip(parts) {
         let cut = skip.min(part.len());
         skip -= cut;
-        if cut < part.len() {
-            slices.push(IoSlice::new(&part[cut..]));
-        }
+        *slice = IoSlice::new(&part[cut..]);
     }
     let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
     loop {
-        match sendmsg::<()>(fd.as_raw_fd(), &slices, &[], flags, None) {
+        match sendmsg::<()>(fd.as_raw_fd(), &slices[..parts.len()], &[], flags, None) {
             Err(Errno::EINTR) => {}
             result => return result,
         }
@@ -66,7 +70,7 @@ pub(crate) fn send_all(fd: BorrowedFd<'_>, parts: &[&[u8]], stall: Duration) -> 
                     return Err(TtrpcError::Stalled { stalled: stall });
                 }
                 let mut fds = [PollFd::new(fd.as_fd(), PollFlags::POLLOUT)];
-                match poll(&mut fds, poll_timeout(Some(until))) {
+                match poll(&mut fds, poll_timeout(until)) {
                     Ok(_) | Err(Errno::EINTR) => {}
                     Err(errno) => return Err(TtrpcError::io("poll", errno)),
                 }
