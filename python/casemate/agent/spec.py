@@ -178,7 +178,7 @@ def build_spec(
         mounts=_MOUNTS,
         annotations=dict(annotations or {}),
         linux=LinuxSpec(
-            cgroups_path=f"/casemate/{container_id}",
+            cgroups_path=f"/{container_id}",
             namespaces=tuple(LinuxNamespace(type=kind) for kind in ("pid", "ipc", "uts", "mount", "cgroup")),
             resources=LinuxResources(devices=_DEVICES),
             masked_paths=_MASKED,

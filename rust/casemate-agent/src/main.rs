@@ -79,6 +79,16 @@ fn spawn(name: &str, run: impl FnOnce() -> Result<()> + Send + 'static) -> Resul
     spawned.context("start thread", name).map(drop)
 }
 
+/// Give the calling thread the lowest share of the processor.
+fn yield_to_others() {
+    const LOWEST: libc::c_int = 19;
+    // SAFETY: plain system calls without pointers; 0 means the calling thread.
+    let result = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, LOWEST) };
+    if result != 0 {
+        log::warn!("a thread keeps its priority: {}", std::io::Error::last_os_error());
+    }
+}
+
 fn run_as_init() -> Result<()> {
     mark("init");
     logger::start(LevelFilter::Info);
@@ -99,6 +109,8 @@ fn run_as_init() -> Result<()> {
     mark("modules_begin");
     let for_devices = modules.clone();
     spawn("devices", move || {
+        // Nobody waits for these drivers; the first container must not wait behind them either.
+        yield_to_others();
         for_devices.wait(MODULES_LIMIT)?;
         load_for_present_devices(&for_devices)
     })?;
