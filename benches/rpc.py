@@ -175,7 +175,12 @@ def measure(rounds: int) -> Report:
     return Report(
         bench="rpc",
         boundary=BOUNDARY,
-        host={"machine": platform.machine(), "kernel": platform.release(), "cpus": str(os.cpu_count()), "nice": niceness},
+        host={
+            "machine": platform.machine(),
+            "kernel": platform.release(),
+            "cpus": str(os.cpu_count()),
+            "nice": niceness,
+        },
         versions=_versions(go),
         figures=tuple(_figure(sides, face, shape) for shape in SHAPES for face in FACES),
         absent=absent,
