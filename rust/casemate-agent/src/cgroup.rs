@@ -14,8 +14,9 @@ use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 
 use crate::error::{AgentError, Context, Result};
 
-/// Controllers that containers get, as far as the kernel has them.
-const CONTROLLERS: [&str; 6] = ["cpu", "cpuset", "hugetlb", "io", "memory", "pids"];
+/// Controllers that every container gets, as far as the kernel has them: they count what it uses. Others come with the first limit that
+/// needs them, since each makes every group dearer.
+const CONTROLLERS: [&str; 4] = ["cpu", "io", "memory", "pids"];
 
 /// Where the guest's hierarchy is mounted.
 #[derive(Clone, Debug)]
@@ -32,15 +33,16 @@ impl CgroupRoot {
 
     /// Let the children of the root have controllers. Done early: it waits for the kernel.
     pub fn enable_controllers(&self) -> Result<()> {
-        enable_controllers(&self.0)
+        enable_controllers(&self.0, &CONTROLLERS)
     }
 }
 
-fn enable_controllers(directory: &Path) -> Result<()> {
+/// Let the children of `directory` have the controllers `names`, as far as the kernel has them.
+fn enable_controllers(directory: &Path, names: &[&str]) -> Result<()> {
     let available = read(directory, "cgroup.controllers")?;
     let enabled = read(directory, "cgroup.subtree_control")?;
     let is_in = |list: &str, name: &str| list.split_whitespace().any(|found| found == name);
-    let wanted: Vec<String> = CONTROLLERS
+    let wanted: Vec<String> = names
         .iter()
         .filter(|name| is_in(&available, name) && !is_in(&enabled, name))
         .map(|name| format!("+{name}"))
@@ -128,6 +130,7 @@ pub fn plan_limits(resources: &grpc::LinuxResources) -> Vec<(String, String)> {
 /// One container's group.
 #[derive(Debug)]
 pub struct Cgroup {
+    root: PathBuf,
     path: PathBuf,
     directory: OwnedFd,
 }
@@ -137,7 +140,7 @@ impl Cgroup {
     pub fn create(root: &CgroupRoot, path: &Path, resources: &grpc::LinuxResources) -> Result<Self> {
         let mut directory = root.0.clone();
         for part in path {
-            enable_controllers(&directory)?;
+            enable_controllers(&directory, &CONTROLLERS)?;
             directory.push(part);
             match fs::create_dir(&directory) {
                 Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
@@ -148,7 +151,7 @@ impl Cgroup {
         }
         let flags = OFlag::O_DIRECTORY | OFlag::O_RDONLY | OFlag::O_CLOEXEC;
         let fd = open(&directory, flags, Mode::empty()).context("open", directory.to_string_lossy())?;
-        let group = Self { path: directory, directory: fd };
+        let group = Self { root: root.0.clone(), path: directory, directory: fd };
         if let Err(error) = group.apply(resources) {
             if let Err(removal) = group.remove(Duration::ZERO) {
                 log::warn!("{removal}");
@@ -165,7 +168,21 @@ impl Cgroup {
 
     /// Set limits.
     pub fn apply(&self, resources: &grpc::LinuxResources) -> Result<()> {
-        plan_limits(resources).iter().try_for_each(|(file, value)| write(&self.path, file, value))
+        for (file, value) in plan_limits(resources) {
+            let controller = file.split('.').next().unwrap_or_default();
+            if !CONTROLLERS.contains(&controller) {
+                self.enable_above(controller)?;
+            }
+            write(&self.path, &file, &value)?;
+        }
+        Ok(())
+    }
+
+    /// Enable a controller in every group from the root down to the parent.
+    fn enable_above(&self, controller: &str) -> Result<()> {
+        let above: Vec<&Path> =
+            self.path.ancestors().skip(1).take_while(|path| path.starts_with(&self.root)).collect();
+        above.into_iter().rev().try_for_each(|directory| enable_controllers(directory, &[controller]))
     }
 
     /// Stop or continue all processes, and wait until they are.

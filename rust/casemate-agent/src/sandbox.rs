@@ -210,6 +210,7 @@ impl Sandbox {
         let resources = linux.resources.unwrap_or_default();
         let cgroup =
             self.parts.cgroups.as_ref().map(|root| Cgroup::create(root, &path, &resources)).transpose()?;
+        mark("container_cgroup");
         let new = NewContainer { id: id.to_owned(), exec_id, spec, cgroup, pid_namespace_of, mount_points };
         Container::create(new, &self.makers())
     }
