@@ -146,6 +146,7 @@ def test_run_when_qemu_rejects_an_option_then_its_words_come_within_a_second(
         (SandboxConfig, "vcpus", 0),
         (SandboxConfig, "vcpus", 10_000),
         (SandboxConfig, "memory_mib", 1),
+        (SandboxConfig, "name", ""),
         (SandboxConfig, "name", "a/b"),
         (SandboxConfig, "name", "../up"),
         (SandboxConfig, "machine", "pc"),
