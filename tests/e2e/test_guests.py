@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import casemate
-from casemate import SandboxConfig, Settings
+from casemate import SandboxConfig, Settings, guest
 
 pytestmark = [pytest.mark.root, pytest.mark.qemu]
 
@@ -39,3 +39,12 @@ def test_run_when_two_vcpus_are_asked_for_then_the_guest_has_two(busybox: str, s
     count, memory = result.stdout.splitlines()
     assert count == "2"
     assert 300_000 < int(memory.split()[1]) < 384 * 1024
+
+
+def test_run_when_the_initrd_is_a_users_own_then_its_agent_is_dialled(
+    busybox: str, settings: Settings
+) -> None:
+    ours = guest.resolve(None, None, machine="q35", settings=settings)
+    config = SandboxConfig(kernel=str(ours.kernel), initrd=str(ours.initrd))
+    result = casemate.run(busybox, ["echo", "dialled"], config=config, settings=settings)
+    assert (result.exit_code, result.stdout) == (0, "dialled\n")

@@ -14,6 +14,24 @@ if TYPE_CHECKING:
 __all__ = ["boot_assets"]
 
 
+_IMAGE_ROOT = (
+    "root=/dev/vda1",
+    "rootflags=data=ordered,errors=remount-ro",
+    "ro",
+    "rootfstype=ext4",
+    "systemd.unit=kata-containers.target",
+    "systemd.mask=systemd-networkd.service",
+    "systemd.mask=systemd-networkd.socket",
+)
+"""How the reference system's images are booted (spec KP-02, KP-07): the first partition of the first disk, their agent as the one goal."""
+
+
+def _root(config: SandboxConfig, assets: guest.GuestAssets) -> tuple[str, ...]:
+    if assets.image is None or any(word.startswith("root=") for word in config.kernel_parameters):
+        return ()
+    return _IMAGE_ROOT
+
+
 def boot_assets(
     config: SandboxConfig,
     assets: guest.GuestAssets,
@@ -34,6 +52,7 @@ def boot_assets(
             max_vcpus=config.max_vcpus or config.vcpus,
             debug=config.debug,
             tsc_khz=tsc_khz,
+            root=_root(config, assets),
         ),
         f"casemate.host_port={host_port}",
         *(("agent.log=debug",) if config.debug else ()),
