@@ -12,7 +12,13 @@ from pathlib import Path
 import msgspec
 
 from casemate.config.settings import Settings
-from casemate.errors import AlreadyExistsError, HostError, InvalidConfigError, NotFoundError
+from casemate.errors import (
+    AlreadyExistsError,
+    DeadlineExceededError,
+    HostError,
+    InvalidConfigError,
+    NotFoundError,
+)
 from casemate.persist.record import VERSION, ProcessRecord, SandboxRecord
 from casemate.types import SandboxId, check_identifier
 
@@ -29,6 +35,7 @@ __all__ = [
 SOCKET_PATH_BYTES = 107
 """Longest path of a unix socket on Linux, the closing zero left out."""
 
+KILL_S = 5.0
 _LONGEST_SOCKET_NAME = "vsock.sock_4294967295"
 
 
@@ -217,7 +224,12 @@ def purge_dead(settings: Settings, sandbox_id: str) -> bool:
 
 
 def kill_recorded(process: ProcessRecord) -> None:
-    """End a process of a record with SIGKILL if it is still the same one. Does not wait for its end."""
+    """End a process of a record with SIGKILL if it is still the same one.
+
+    Raises:
+        DeadlineExceededError: It did not end in 5 s: the kernel holds it.
+    Blocks: for its end.
+    """
     try:
         fd = os.pidfd_open(process.pid)
     except OSError as error:
@@ -228,6 +240,13 @@ def kill_recorded(process: ProcessRecord) -> None:
         # The pidfd is held before the start time is compared, so the number can't change hands in between.
         if read_start_time_ticks(process.pid) == process.start_time_ticks:
             signal.pidfd_send_signal(fd, signal.SIGKILL)
+            if not select.select([fd], [], [], KILL_S)[0]:
+                raise DeadlineExceededError(
+                    f"process {process.pid} did not end within {KILL_S:g} s of SIGKILL",
+                    deadline_s=KILL_S,
+                    waited_s=KILL_S,
+                    op="sandbox.purge",
+                )
     except ProcessLookupError:
         return
     finally:
