@@ -90,26 +90,28 @@ class SandboxDirectory:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
             while (lock_fd := _lock(path)) is None:
                 path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            directory = cls(path, lock_fd)
+            try:
+                if len(os.listdir(path)) > 1:
+                    end_left_processes(path, _left_vmm(settings, sandbox_id))
+                    directory._clear()
+            except BaseException:
+                directory.release()
+                raise
         except BlockingIOError as error:
             raise AlreadyExistsError(
                 f"a sandbox named {sandbox_id!r} exists already; choose another name or remove it first",
                 sandbox_id=sandbox_id,
             ) from error
+        except (HostError, DeadlineExceededError):
+            raise
         except OSError as error:
             raise HostError(
-                f"the state directory {path} can't be made: {error.strerror}",
+                f"the state directory {path} can't be made: {error.strerror or error}",
                 errno=error.errno or 0,
                 target=str(path),
                 op="sandbox.create",
             ) from error
-        directory = cls(path, lock_fd)
-        try:
-            if len(os.listdir(path)) > 1:
-                end_left_processes(path, _left_vmm(settings, sandbox_id))
-                directory._clear()
-        except BaseException:
-            directory.release()
-            raise
         return directory
 
     @classmethod
@@ -139,7 +141,10 @@ class SandboxDirectory:
         os.rename(temporary, self.path / "state.json")
 
     def remove(self) -> None:
-        """Remove the directory and free the name. Idempotent, also when somebody else removed it."""
+        """Remove the directory and free the name. Idempotent, also when somebody else removed it.
+
+        The name is free also after a failure: what is left is a dead directory, which the next one of the name clears.
+        """
         if self._lock_fd < 0:
             return
         try:
@@ -151,7 +156,8 @@ class SandboxDirectory:
             # Not empty: the next owner came between the two.
             if error.errno not in (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST):
                 raise
-        self.release()
+        finally:
+            self.release()
 
     def release(self) -> None:
         """Let go of the lock; what is there stays. Idempotent."""
