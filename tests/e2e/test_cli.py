@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from casemate import Settings
+from casemate.persist.store import list_records
 
 pytestmark = [pytest.mark.root, pytest.mark.qemu]
 
@@ -144,6 +145,26 @@ def test_run_when_signalled_then_the_command_gets_it(
     finally:
         process.kill()
         process.wait()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_run_when_signalled_while_it_boots_then_all_is_undone(
+    busybox: str, settings: Settings, number: signal.Signals
+) -> None:
+    process = subprocess.Popen(
+        [*CASEMATE, "run", busybox, "true"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    try:
+        while not any(record.vmm for record, _ in list_records(settings)):
+            assert process.poll() is None, process.communicate()
+        process.send_signal(number)
+        process.communicate(timeout=30)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 128 + number
+    assert list(list_records(settings)) == []
+    assert list((settings.state_root / "sandboxes").iterdir()) == []
 
 
 def test_commands_when_another_process_owns_the_sandbox_then_they_reach_it(
