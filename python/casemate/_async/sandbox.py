@@ -19,7 +19,7 @@ from casemate._async.undo import AsyncUndoStack, raise_with
 from casemate._compat import aio as compat
 from casemate.agent import messages
 from casemate.agent.spec import build_spec, build_storages
-from casemate.agent.transport import HOST_PORT, HybridTransport, Transport
+from casemate.agent.transport import HybridTransport, Transport, choose_host_port
 from casemate.config.container import ContainerConfig
 from casemate.config.sandbox import SandboxConfig, TimeoutConfig
 from casemate.config.settings import Settings
@@ -62,6 +62,7 @@ class AsyncSandbox:
         "_created_unix_ns",
         "_directory",
         "_driver",
+        "_host_port",
         "_lock",
         "_record",
         "_settings",
@@ -89,6 +90,7 @@ class AsyncSandbox:
         self._lock = compat.Lock()
         self._directory: SandboxDirectory | None = None
         self._driver: AsyncQemu | None = None
+        self._host_port = choose_host_port()
         self._agent: AsyncAgentClient | None = None
         self._record: SandboxRecord | None = None
         self._assets: GuestAssets | None = None
@@ -211,7 +213,7 @@ class AsyncSandbox:
             self.config,
             self._guest_assets(),
             driver.accel_name,
-            host_port=HOST_PORT,
+            host_port=self._host_port,
             tsc_khz=_core.tsc_khz() if driver.accel_name == "tcg" else None,
         )
         return driver, driver.plan(
@@ -226,7 +228,7 @@ class AsyncSandbox:
         self._undo.push("virtual machine", driver.stop)
         transport = await driver.prepare(self._directory.path)
         self.agent_url = transport.url
-        with transport.listen(HOST_PORT) as listener:
+        with transport.listen(self._host_port) as listener:
             started = await driver.start()
             self._vmm = ProcessRecord(pid=started.pid, start_time_ticks=started.start_time_ticks)
             self._save()
@@ -240,7 +242,9 @@ class AsyncSandbox:
     ) -> AsyncAgentClient:
         boot_s, request_s = self._timeouts.boot_s, self._timeouts.request_s
         if self._guest_assets().agent == "casemate":
-            return await await_agent(driver, listener, timeout_s=boot_s, request_timeout_s=request_s)
+            return await await_agent(
+                driver, transport, listener, timeout_s=boot_s, request_timeout_s=request_s
+            )
         return await dial_agent(transport, driver, timeout_s=boot_s, request_timeout_s=request_s)
 
     async def _prepare_guest(
