@@ -11,9 +11,9 @@ import socket
 from pathlib import Path
 from typing import Protocol
 
-from casemate.errors import HostError
+from casemate.errors import HostError, InvalidConfigError, UnsupportedError
 
-__all__ = ["AGENT_PORT", "HybridTransport", "Transport", "VsockTransport", "choose_host_port"]
+__all__ = ["AGENT_PORT", "HybridTransport", "Transport", "VsockTransport", "choose_host_port", "parse_url"]
 
 AGENT_PORT = 1024
 """The agent's RPC port (spec AP-001)."""
@@ -39,6 +39,33 @@ class Transport(Protocol):
 
     def is_guest(self, address: object) -> bool:
         """Whether a caller with this socket address is the guest, and not another one of the host."""
+
+
+def parse_url(url: str) -> HybridTransport | VsockTransport:
+    """The transport that a URL names; the inverse of its ``url``. Does not block.
+
+    Raises:
+        UnsupportedError: The scheme is of another kind of sandbox.
+        InvalidConfigError: It is no such URL.
+    """
+    scheme, separator, rest = url.partition("://")
+    head, colon, port = rest.rpartition(":")
+    if not separator or not colon or port != str(AGENT_PORT):
+        raise InvalidConfigError(
+            f"the agent's address is {url!r}, 'hvsock://PATH:{AGENT_PORT}' or 'vsock://CID:{AGENT_PORT}' is expected",
+            path="agent_url",
+        )
+    if scheme == "hvsock" and head.startswith("/") and ":" not in head:
+        return HybridTransport(Path(head))
+    if scheme == "vsock" and head.isascii() and head.isdigit() and 3 <= int(head) < 2**32 - 1:
+        return VsockTransport(int(head))
+    if scheme in ("remote", "mock"):
+        raise UnsupportedError(
+            f"the agent's address {url!r} is of a kind that is not served", capability=scheme
+        )
+    raise InvalidConfigError(
+        f"the agent's address {url!r} has no usable path or context id", path="agent_url"
+    )
 
 
 class HybridTransport:

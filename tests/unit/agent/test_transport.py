@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from casemate.agent.transport import HybridTransport, VsockTransport, choose_host_port
-from casemate.errors import HostError
+from casemate.agent.transport import HybridTransport, VsockTransport, choose_host_port, parse_url
+from casemate.errors import CasemateError, HostError
 
 
 def test_url_then_in_the_form_of_the_reference_system() -> None:
@@ -42,3 +42,18 @@ def test_choose_host_port_when_called_often_then_no_well_known_port_and_hardly_a
     assert min(ports) >= 1 << 16
     assert max(ports) < 1 << 25
     assert len(set(ports)) > 95
+
+
+@pytest.mark.parametrize("url", ["hvsock:///run/x/vsock.sock:1024", "vsock://77:1024"])
+def test_parse_url_when_it_was_made_here_then_the_same_comes_back(url: str) -> None:
+    assert parse_url(url).url == url
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["", "vsock://77", "vsock://77:1025", "vsock://2:1024", "vsock://4294967295:1024", "vsock://x:1024", "hvsock://a:1024",
+     "hvsock:///a:b:1024", "remote:///x:1024", "mock:///x:1024", "http://x:1024"],
+)  # fmt: skip
+def test_parse_url_when_it_is_none_of_ours_then_refused(url: str) -> None:
+    with pytest.raises(CasemateError):
+        parse_url(url)
