@@ -234,3 +234,28 @@ def test_bench_startup_when_json_is_asked_for_then_the_figures_are_there(
     assert phases <= {name.removeprefix("phase_") for name in figures if name.startswith("phase_")}
     assert figures["own_cpu"]["ours"]["p50"] > 0
     assert picture.read_text().startswith("<svg")
+
+
+def test_run_when_input_never_ends_and_the_vm_is_killed_then_the_cause_is_told_once(
+    busybox: str, settings: Settings
+) -> None:
+    reading, writing = os.pipe()
+    process = subprocess.Popen(
+        [*CASEMATE, "run", "-i", busybox, "sh", "-c", "echo up; sleep 1000"],
+        stdin=reading, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline() == b"up\n"
+        ((record, _),) = list_records(settings)
+        assert record.vmm is not None
+        os.kill(record.vmm.pid, signal.SIGKILL)
+        _, said = process.communicate(timeout=30)
+    finally:
+        process.kill()
+        process.wait()
+        os.close(reading)
+        os.close(writing)
+    assert process.returncode == 125
+    assert b"SIGKILL" in said
+    assert b"Traceback" not in said
