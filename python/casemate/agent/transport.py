@@ -6,7 +6,6 @@ Neither waits: sockets are made here, waiting is done by the faces.
 from __future__ import annotations
 
 import os
-import secrets
 import socket
 from pathlib import Path
 from typing import Protocol
@@ -24,7 +23,7 @@ _HOST_PORTS = 1 << 24
 
 def choose_host_port() -> int:
     """A port on which a host awaits its agent's call. With AF_VSOCK all sandboxes of a host share the ports: so it is drawn at random."""
-    return _FIRST_HOST_PORT + secrets.randbelow(_HOST_PORTS)
+    return _FIRST_HOST_PORT + int.from_bytes(os.urandom(8), "little") % _HOST_PORTS
 
 
 class Transport(Protocol):
