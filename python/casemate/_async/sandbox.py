@@ -28,6 +28,7 @@ from casemate.hypervisor import BlockAddress, BlockDevice
 from casemate.hypervisor.boot import boot_assets
 from casemate.observe.timings import PhaseClock
 from casemate.persist.record import ContainerRecord, ProcessRecord, SandboxRecord
+from casemate.persist.recovery import CleanupReport, SandboxInfo, cleanup, list_sandboxes
 from casemate.persist.store import SandboxDirectory, is_owned, load_record, process_record
 from casemate.types import ContainerId, Phase, Progress, SandboxId, State, check_transition
 
@@ -177,6 +178,32 @@ class AsyncSandbox:
             image = await sandbox._find_image(one.image_digest)
             sandbox._containers[ContainerId(one.id)] = AsyncContainer(agent, one, image=image)
         return sandbox
+
+    @staticmethod
+    async def list(*, settings: Settings | None = None) -> tuple[SandboxInfo, ...]:
+        """All sandboxes of this host's state root, living and dead, by name.
+
+        Raises: HostError: The state root can't be read.
+        Blocks: for file reads.
+        """
+        settings = settings if settings is not None else Settings.from_environment()
+        return await compat.to_thread(list_sandboxes, settings)
+
+    @staticmethod
+    async def cleanup(sandbox_id: str, *, settings: Settings | None = None) -> CleanupReport:
+        """Remove everything that a dead owner left of a sandbox, from what lies on disk alone. Idempotent.
+
+        A state document that can't be read does not stop it; ``unverified`` of the result then says what could not be looked up.
+
+        Raises:
+            InvalidStateError: The owner lives; nothing was touched.
+            InvalidConfigError: That is no name of a sandbox.
+            DeadlineExceededError: A VMM that was left does not end; its directory stays.
+            HostError: Something can't be removed.
+        Blocks: for the end of a VMM, if one is left.
+        """
+        settings = settings if settings is not None else Settings.from_environment()
+        return await compat.to_thread(cleanup, settings, sandbox_id)
 
     async def _create(
         self,

@@ -23,6 +23,7 @@ COMMANDS = {
     "inspect": "show all that is known of a sandbox or an image",
     "kill": "send a signal to a container's first process",
     "rm": "remove a sandbox, or what a dead one left",
+    "cleanup": "remove what dead owners left, from disk alone",
     "images": "list the unpacked images",
     "guest": "build, show or list guest kernels and initrds",
     "bench": "measure, against peers in the same run",
