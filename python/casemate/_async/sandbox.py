@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 from casemate import _core
 from casemate._async.agent import AsyncAgentClient, AsyncPipeline
 from casemate._async.container import AsyncContainer, new_container_id
-from casemate._async.hypervisor.qemu import VSOCK_SOCKET, AsyncQemu
+from casemate._async.hypervisor.qemu import AsyncQemu
 from casemate._async.link import await_agent, dial_agent
 from casemate._async.undo import AsyncUndoStack, raise_with
 from casemate._compat import aio as compat
 from casemate.agent import messages
 from casemate.agent.spec import build_spec, build_storages
-from casemate.agent.transport import HOST_PORT, HybridTransport, Transport
+from casemate.agent.transport import Transport, choose_host_port, parse_url
 from casemate.config.container import ContainerConfig
 from casemate.config.sandbox import SandboxConfig, TimeoutConfig
 from casemate.config.settings import Settings
@@ -29,7 +29,7 @@ from casemate.hypervisor.boot import boot_assets
 from casemate.observe.timings import PhaseClock
 from casemate.persist.record import ContainerRecord, ProcessRecord, SandboxRecord
 from casemate.persist.recovery import CleanupReport, SandboxInfo, cleanup, list_sandboxes
-from casemate.persist.store import SandboxDirectory, is_owned, load_record, process_record, sandboxes_root
+from casemate.persist.store import SandboxDirectory, is_owned, load_record, process_record
 from casemate.types import ContainerId, Phase, Progress, SandboxId, State, check_transition
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ class AsyncSandbox:
         "_created_unix_ns",
         "_directory",
         "_driver",
+        "_host_port",
         "_lock",
         "_record",
         "_settings",
@@ -90,6 +91,7 @@ class AsyncSandbox:
         self._lock = compat.Lock()
         self._directory: SandboxDirectory | None = None
         self._driver: AsyncQemu | None = None
+        self._host_port = choose_host_port()
         self._agent: AsyncAgentClient | None = None
         self._record: SandboxRecord | None = None
         self._assets: GuestAssets | None = None
@@ -167,7 +169,7 @@ class AsyncSandbox:
         sandbox._record = record
         sandbox._state = record.state
         request_s = sandbox._timeouts.request_s
-        transport = HybridTransport(sandboxes_root(settings) / sandbox_id / VSOCK_SOCKET)
+        transport = parse_url(record.agent_url)
         agent = await dial_agent(transport, None, timeout_s=request_s, request_timeout_s=request_s)
         sandbox._agent = agent
         sandbox.agent_url = transport.url
@@ -238,7 +240,7 @@ class AsyncSandbox:
             self.config,
             self._guest_assets(),
             driver.accel_name,
-            host_port=HOST_PORT,
+            host_port=self._host_port,
             tsc_khz=_core.tsc_khz() if driver.accel_name == "tcg" else None,
         )
         return driver, driver.plan(
@@ -253,7 +255,7 @@ class AsyncSandbox:
         self._undo.push("virtual machine", driver.stop)
         transport = await driver.prepare(self._directory.path)
         self.agent_url = transport.url
-        with transport.listen(HOST_PORT) as listener:
+        with transport.listen(self._host_port) as listener:
             started = await driver.start()
             self._vmm = ProcessRecord(pid=started.pid, start_time_ticks=started.start_time_ticks)
             self._save()
@@ -267,7 +269,9 @@ class AsyncSandbox:
     ) -> AsyncAgentClient:
         boot_s, request_s = self._timeouts.boot_s, self._timeouts.request_s
         if self._guest_assets().agent == "casemate":
-            return await await_agent(driver, listener, timeout_s=boot_s, request_timeout_s=request_s)
+            return await await_agent(
+                driver, transport, listener, timeout_s=boot_s, request_timeout_s=request_s
+            )
         return await dial_agent(transport, driver, timeout_s=boot_s, request_timeout_s=request_s)
 
     async def _prepare_guest(
@@ -571,6 +575,7 @@ class AsyncSandbox:
             kernel_release=assets.kernel_release,
             initrd=None if assets.initrd is None else str(assets.initrd),
             vmm=self._vmm,
+            agent_url=self.agent_url,
             containers=tuple(container.record() for container in self._containers.values()),
         )
 
