@@ -20,6 +20,7 @@ from casemate.errors import (
     InvalidConfigError,
     NotFoundError,
 )
+from casemate.observe import failpoints
 from casemate.persist.record import VERSION, ProcessRecord, SandboxRecord
 from casemate.types import SandboxId, check_identifier
 
@@ -77,21 +78,39 @@ class SandboxDirectory:
                 path="state_root",
             )
         try:
-            lock_fd = _lock(path, sandbox_id)
+            failpoints.hit("store.lock")
+            directory = cls(path, _lock(path, sandbox_id))
+            try:
+                directory._clear()
+            except BaseException as error:
+                try:
+                    directory.remove()
+                except OSError as second:
+                    error.add_note(f"and {path} is left behind: {second}")
+                raise
         except OSError as error:
-            raise HostError(
-                f"the state directory {path} can't be made: {error.strerror}",
-                errno=error.errno or 0,
-                target=str(path),
-                op="sandbox.create",
-            ) from error
-        directory = cls(path, lock_fd)
-        directory._clear()
+            if isinstance(error, HostError):
+                raise
+            raise _host_error(f"the state directory {path} can't be made", path, error) from error
         return directory
 
     def write(self, record: SandboxRecord) -> None:
-        """Write the state document so that a crash leaves the old one or the new one. Blocks: for a sync."""
+        """Write the state document so that a crash leaves the old one or the new one. Blocks: for a sync.
+
+        Raises:
+            HostError: It can't be written (a full disk); the old one stands.
+        """
         document = msgspec.json.format(msgspec.json.encode(record), indent=1)
+        try:
+            failpoints.hit("store.write")
+            self._replace_document(document)
+        except OSError as error:
+            if isinstance(error, HostError):
+                raise
+            path = self.path / "state.json"
+            raise _host_error(f"the state document {path} can't be written", path, error) from error
+
+    def _replace_document(self, document: bytes) -> None:
         temporary = self.path / "state.json.new"
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
@@ -101,20 +120,37 @@ class SandboxDirectory:
             os.fsync(fd)
         finally:
             os.close(fd)
+        failpoints.hit("store.rename")
         os.rename(temporary, self.path / "state.json")
 
     def remove(self) -> None:
-        """Remove the directory and free the name. Idempotent."""
+        """Remove the directory and free the name. Idempotent.
+
+        The name is free also when files can't be removed: what is left is a dead directory, which the next one of the name clears.
+        """
         if self._lock_fd < 0:
             return
-        _remove_tree(self.path)
-        os.close(self._lock_fd)
-        self._lock_fd = -1
+        try:
+            failpoints.hit("store.remove")
+            _remove_tree(self.path)
+        finally:
+            self._release()
+
+    def _release(self) -> None:
+        fd, self._lock_fd = self._lock_fd, -1
+        os.close(fd)
 
     def _clear(self) -> None:
+        failpoints.hit("store.clear")
         for entry in self.path.iterdir():
             if entry.name != "lock":
                 _remove_tree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+
+
+def _host_error(text: str, path: Path, error: OSError) -> HostError:
+    return HostError(
+        f"{text}: {error.strerror or error}", errno=error.errno or 0, target=str(path), op="sandbox.create"
+    )
 
 
 def _remove_tree(path: Path) -> None:
@@ -142,6 +178,9 @@ def _lock(path: Path, sandbox_id: str) -> int:
                 f"a sandbox named {sandbox_id!r} exists already; choose another name or remove it first",
                 sandbox_id=sandbox_id,
             ) from error
+        except BaseException:
+            os.close(fd)
+            raise
         os.close(fd)
 
 
