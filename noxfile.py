@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 from pathlib import Path
@@ -158,15 +157,9 @@ def docs(session: nox.Session) -> None:
 @nox.session
 def wheels(session: nox.Session) -> None:
     """A release wheel and a source archive in ``dist``."""
-    environment = {name: value for name, value in os.environ.items() if name != "MATURIN_PEP517_ARGS"}
-    session.run(
-        PYTHON, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", "dist", ".", env=environment
-    )
-    python(
-        session,
-        "-c",
-        "import sys; sys.path.insert(0, 'build_backend'); import casemate_build as b; b.build_sdist('dist')",
-    )
+    python(session, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", "dist", ".")
+    pack = "import sys; sys.path.insert(0, 'build_backend'); import casemate_build; casemate_build.build_sdist('dist')"
+    python(session, "-c", pack)
 
 
 def existing(*directories: str) -> list[str]:

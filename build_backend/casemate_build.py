@@ -7,10 +7,13 @@ One setting of our own, ``profile``: ``release`` (default) or ``quick`` (no link
 
 from __future__ import annotations
 
+import io
 import os
 import platform
 import shutil
 import subprocess
+import tarfile
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +35,16 @@ __all__ = [
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "python" / "casemate" / "_bin"
 PROFILES = ("release", "quick")
+SOURCES = (
+    "Cargo.lock",
+    "Cargo.toml",
+    "LICENSE",
+    "README.md",
+    "build_backend",
+    "pyproject.toml",
+    "python",
+    "rust",
+)
 
 Settings = dict[str, Any] | None
 
@@ -85,8 +98,38 @@ def build_editable(
 
 
 def build_sdist(sdist_directory: str, config_settings: Settings = None) -> str:
-    """Pack the sources; nothing is compiled."""
-    return cast("str", maturin.build_sdist(sdist_directory, None))
+    """Pack the sources; nothing is compiled. All crates travel, as the wheel needs more than the extension's."""
+    with tempfile.TemporaryDirectory() as scratch:
+        information = prepare_metadata_for_build_wheel(scratch, config_settings)
+        metadata = (Path(scratch) / information / "METADATA").read_bytes()
+    stem = information.removesuffix(".dist-info")
+    path = Path(sdist_directory) / f"{stem}.tar.gz"
+    with tarfile.open(path, "w:gz", format=tarfile.PAX_FORMAT) as archive:
+        for file in sorted(_source_files()):
+            archive.add(file, f"{stem}/{file.relative_to(ROOT)}", recursive=False, filter=_anonymous)
+        member = tarfile.TarInfo(f"{stem}/PKG-INFO")
+        member.size = len(metadata)
+        archive.addfile(member, io.BytesIO(metadata))
+    return path.name
+
+
+def _source_files() -> Iterator[Path]:
+    for name in SOURCES:
+        top = ROOT / name
+        for file in (top,) if top.is_file() else top.rglob("*"):
+            made = (
+                file.suffix in (".so", ".pyc")
+                or OUT in file.parents
+                or "target" in file.parts[len(ROOT.parts) :]
+            )
+            if file.is_file() and not made:
+                yield file
+
+
+def _anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo:
+    member.uid = member.gid = 0
+    member.uname = member.gname = ""
+    return member
 
 
 def build_agent(profile: str) -> None:

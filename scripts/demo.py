@@ -7,7 +7,11 @@ from __future__ import annotations
 
 import platform
 import sys
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
+
+from msgspec.structs import replace
 
 import casemate
 from casemate.cli.options import progress_printer
@@ -23,7 +27,13 @@ COMMAND = (
 
 def main() -> int:
     """Run the demo, return its exit status."""
-    settings = casemate.Settings.from_environment()
+    with tempfile.TemporaryDirectory(prefix="casemate-demo-") as state_root:
+        # A state root of its own: what other sandboxes of this host do is none of the demo's business.
+        return demonstrate(replace(casemate.Settings.from_environment(), state_root=Path(state_root)))
+
+
+def demonstrate(settings: casemate.Settings) -> int:
+    """Run the image and print what it says, return the exit status."""
     image = build_debian_image(settings.cache_root)
 
     def take() -> dict[str, frozenset[str]]:
@@ -31,13 +41,15 @@ def main() -> int:
 
     start_permanent_threads()
     before = take()
-    result = casemate.run(f"oci:{image}", ["sh", "-c", COMMAND], progress=progress_printer())
+    result = casemate.run(
+        f"oci:{image}", ["sh", "-c", COMMAND], settings=settings, progress=progress_printer()
+    )
     left = find_leaks(before, take)
 
     if result.exit_code != 0:
         print(f"the container ended with status {result.exit_code}:\n{result.stderr}", file=sys.stderr)
         return 1
-    guest_kernel, *release, python = str(result.stdout).splitlines()
+    guest_kernel, *release, python = result.stdout.splitlines()
     print(f"kernel of the host    {platform.release()}")
     print(f"kernel of the guest   {guest_kernel}")
     print(f"python3 in the guest  {python}")

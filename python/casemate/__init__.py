@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         VmmApiError,
         VmmExitedError,
     )
+    from casemate.persist.recovery import CleanupReport, SandboxInfo
     from casemate.types import ExecResult, Phase, RunResult, State
 
 __version__ = "0.1.0"
@@ -82,6 +83,7 @@ _HOMES = {
         "VmmApiError",
         "VmmExitedError",
     ),
+    "casemate.persist.recovery": ("CleanupReport", "SandboxInfo"),
     "casemate.types": ("ExecResult", "Phase", "RunResult", "State"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
@@ -96,6 +98,7 @@ __all__ = [
     "AsyncSandbox",
     "CasemateError",
     "CgroupError",
+    "CleanupReport",
     "CommandError",
     "Container",
     "ContainerConfig",
@@ -116,6 +119,7 @@ __all__ = [
     "RunResult",
     "Sandbox",
     "SandboxConfig",
+    "SandboxInfo",
     "Settings",
     "State",
     "TimeoutConfig",

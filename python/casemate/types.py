@@ -21,6 +21,7 @@ __all__ = [
     "State",
     "check_identifier",
     "check_transition",
+    "is_identifier",
 ]
 
 SandboxId = NewType("SandboxId", str)
@@ -63,13 +64,18 @@ def check_transition(current: State, wanted: State, *, op: str = "") -> None:
         )
 
 
+def is_identifier(name: str) -> bool:
+    """Whether ``name`` can name a sandbox, container or process."""
+    return _IDENTIFIER.fullmatch(name) is not None
+
+
 def check_identifier(name: str, path: str) -> str:
     """Return ``name`` when it can name a sandbox, container or process.
 
     Raises:
         InvalidConfigError: It can't; ``path`` says where it stood.
     """
-    if not _IDENTIFIER.fullmatch(name):
+    if not is_identifier(name):
         raise InvalidConfigError(
             f"{path} is {name!r}; 1 to 64 letters, digits, '_', '.' and '-' are expected, the first a letter or digit",
             path=path,

@@ -12,12 +12,6 @@ import pytest
 from scripts.oci_layout import write_layout
 
 
-@pytest.fixture(scope="session")
-def busybox(busybox_image: Path) -> str:
-    """Reference of an image with a static busybox."""
-    return f"oci:{busybox_image}"
-
-
 @pytest.fixture
 def fresh_layout(tmp_path: Path) -> Path:
     """A layout that no store has seen: one layer with random content."""

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from casemate import Settings
+from casemate.persist.store import list_records
 
 pytestmark = [pytest.mark.root, pytest.mark.qemu]
 
@@ -146,6 +147,26 @@ def test_run_when_signalled_then_the_command_gets_it(
         process.wait()
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_run_when_signalled_while_it_boots_then_all_is_undone(
+    busybox: str, settings: Settings, number: signal.Signals
+) -> None:
+    process = subprocess.Popen(
+        [*CASEMATE, "run", busybox, "true"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    try:
+        while not any(record.vmm for record, _ in list_records(settings)):
+            assert process.poll() is None, process.communicate()
+        process.send_signal(number)
+        process.communicate(timeout=30)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 128 + number
+    assert list(list_records(settings)) == []
+    assert list((settings.state_root / "sandboxes").iterdir()) == []
+
+
 def test_commands_when_another_process_owns_the_sandbox_then_they_reach_it(
     living: str, settings: Settings
 ) -> None:
@@ -213,3 +234,28 @@ def test_bench_startup_when_json_is_asked_for_then_the_figures_are_there(
     assert phases <= {name.removeprefix("phase_") for name in figures if name.startswith("phase_")}
     assert figures["own_cpu"]["ours"]["p50"] > 0
     assert picture.read_text().startswith("<svg")
+
+
+def test_run_when_input_never_ends_and_the_vm_is_killed_then_the_cause_is_told_once(
+    busybox: str, settings: Settings
+) -> None:
+    reading, writing = os.pipe()
+    process = subprocess.Popen(
+        [*CASEMATE, "run", "-i", busybox, "sh", "-c", "echo up; sleep 1000"],
+        stdin=reading, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline() == b"up\n"
+        ((record, _),) = list_records(settings)
+        assert record.vmm is not None
+        os.kill(record.vmm.pid, signal.SIGKILL)
+        _, said = process.communicate(timeout=30)
+    finally:
+        process.kill()
+        process.wait()
+        os.close(reading)
+        os.close(writing)
+    assert process.returncode == 125
+    assert b"SIGKILL" in said
+    assert b"Traceback" not in said

@@ -15,7 +15,7 @@ import time
 import pytest
 
 from casemate import AsyncSandbox, CasemateError, ContainerConfig, Sandbox, Settings, VmmExitedError
-from casemate.persist.store import list_records, purge_dead
+from casemate.persist.store import list_records
 
 pytestmark = [pytest.mark.root, pytest.mark.qemu]
 
@@ -62,7 +62,7 @@ def test_owner_when_killed_then_no_vm_stays_behind(busybox: str, settings: Setti
         owner.kill()
         owner.communicate()
     assert [(record.id, alive) for record, alive in list_records(settings)] == [("owned", False)]
-    assert purge_dead(settings, "owned")
+    assert Sandbox.cleanup("owned", settings=settings).removed
 
 
 def kill_when_made(settings: Settings, delay_s: float, killed_at: list[float]) -> None:

@@ -23,7 +23,7 @@ from casemate import (
     VmmExitedError,
 )
 from casemate.observe import failpoints
-from casemate.persist.store import list_records, purge_dead
+from casemate.persist.store import list_records
 from tests.support import leaks
 
 pytestmark = [pytest.mark.root, pytest.mark.qemu]
@@ -173,7 +173,7 @@ def test_create_when_it_fails_and_an_undo_step_too_then_the_other_steps_are_done
             assert first == (HostError, "first")
             assert second[1] == text
             # The name is free in any case; the directory is a dead one when it could not be removed.
-            assert purge_dead(settings, NAME) == (name == "store.remove")
+            assert Sandbox.cleanup(NAME, settings=settings).removed == (name == "store.remove")
     use_name_again(busybox, settings)
 
 
@@ -199,7 +199,7 @@ def test_stop_when_every_step_fails_then_all_are_told_and_only_a_dead_directory_
         assert told == ["agent.close", "qemu.killed", "store.remove"]
         sandbox.stop()
         del sandbox
-        assert purge_dead(settings, NAME)
+        assert Sandbox.cleanup(NAME, settings=settings).removed
     use_name_again(busybox, settings)
 
 
@@ -287,7 +287,7 @@ def test_owner_when_killed_at_a_step_then_only_a_dead_directory_stays(
     environment = os.environ | {"CASEMATE_FAILPOINTS": setting}
     owner = subprocess.run([sys.executable, "-c", OWNER, busybox], env=environment)
     assert owner.returncode == -signal.SIGKILL
-    assert purge_dead(settings, NAME)
+    assert Sandbox.cleanup(NAME, settings=settings).removed
 
 
 def test_create_when_the_environment_names_an_unknown_point_then_told_and_nothing_is_made(

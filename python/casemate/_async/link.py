@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import socket
 import time
 from typing import TYPE_CHECKING
@@ -18,12 +19,19 @@ if TYPE_CHECKING:
 
 __all__ = ["await_agent", "dial_agent"]
 
+_log = logging.getLogger(__name__)
+
 EXIT_GRACE_S = 2.0
 """A broken connection is mostly the first sign of the VMM's end; so long its exit status is waited for."""
 
 
 async def await_agent(
-    driver: AsyncQemu, listener: socket.socket, *, timeout_s: float, request_timeout_s: float
+    driver: AsyncQemu,
+    transport: Transport,
+    listener: socket.socket,
+    *,
+    timeout_s: float,
+    request_timeout_s: float,
 ) -> AsyncAgentClient:
     """Wait until the agent calls the host, return a client on that very connection.
 
@@ -35,12 +43,19 @@ async def await_agent(
     """
     started = time.monotonic()
     child = driver.process
-    ready = await compat.wait_readable((listener.fileno(), child.fileno()), started + timeout_s)
-    if child.fileno() in ready and listener.fileno() not in ready:
-        raise await _exit_cause(driver)
-    if not ready:
-        raise await _boot_too_slow(driver, started, timeout_s)
-    accepted, _ = listener.accept()
+    while True:
+        ready = await compat.wait_readable((listener.fileno(), child.fileno()), started + timeout_s)
+        if child.fileno() in ready and listener.fileno() not in ready:
+            raise await _exit_cause(driver)
+        if not ready:
+            raise await _boot_too_slow(driver, started, timeout_s)
+        accepted, address = listener.accept()
+        if transport.is_guest(address):
+            break
+        _log.warning(
+            "a stranger called in place of the agent", extra={"op": "sandbox.boot", "target": str(address)}
+        )
+        accepted.close()
     return _client(driver, accepted.detach(), ordered=True, request_timeout_s=request_timeout_s)
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import socket
 import time
 from typing import TYPE_CHECKING
@@ -19,12 +20,19 @@ if TYPE_CHECKING:
 
 __all__ = ["await_agent", "dial_agent"]
 
+_log = logging.getLogger(__name__)
+
 EXIT_GRACE_S = 2.0
 """A broken connection is mostly the first sign of the VMM's end; so long its exit status is waited for."""
 
 
 def await_agent(
-    driver: Qemu, listener: socket.socket, *, timeout_s: float, request_timeout_s: float
+    driver: Qemu,
+    transport: Transport,
+    listener: socket.socket,
+    *,
+    timeout_s: float,
+    request_timeout_s: float,
 ) -> AgentClient:
     """Wait until the agent calls the host, return a client on that very connection.
 
@@ -36,12 +44,19 @@ def await_agent(
     """
     started = time.monotonic()
     child = driver.process
-    ready = compat.wait_readable((listener.fileno(), child.fileno()), started + timeout_s)
-    if child.fileno() in ready and listener.fileno() not in ready:
-        raise _exit_cause(driver)
-    if not ready:
-        raise _boot_too_slow(driver, started, timeout_s)
-    accepted, _ = listener.accept()
+    while True:
+        ready = compat.wait_readable((listener.fileno(), child.fileno()), started + timeout_s)
+        if child.fileno() in ready and listener.fileno() not in ready:
+            raise _exit_cause(driver)
+        if not ready:
+            raise _boot_too_slow(driver, started, timeout_s)
+        accepted, address = listener.accept()
+        if transport.is_guest(address):
+            break
+        _log.warning(
+            "a stranger called in place of the agent", extra={"op": "sandbox.boot", "target": str(address)}
+        )
+        accepted.close()
     return _client(driver, accepted.detach(), ordered=True, request_timeout_s=request_timeout_s)
 
 

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 from casemate import _core
 from casemate._sync.agent import AgentClient, Pipeline
 from casemate._sync.container import Container, new_container_id
-from casemate._sync.hypervisor.qemu import VSOCK_SOCKET, Qemu
+from casemate._sync.hypervisor.qemu import Qemu
 from casemate._sync.link import await_agent, dial_agent
 from casemate._sync.undo import UndoStack, raise_with
 from casemate._compat import blocking as compat
 from casemate.agent import messages
 from casemate.agent.spec import build_spec, build_storages
-from casemate.agent.transport import HOST_PORT, HybridTransport, Transport
+from casemate.agent.transport import Transport, choose_host_port, parse_url
 from casemate.config.container import ContainerConfig
 from casemate.config.sandbox import SandboxConfig, TimeoutConfig
 from casemate.config.settings import Settings
@@ -39,7 +39,8 @@ from casemate.hypervisor.boot import boot_assets
 from casemate.observe import failpoints
 from casemate.observe.timings import PhaseClock
 from casemate.persist.record import ContainerRecord, ProcessRecord, SandboxRecord
-from casemate.persist.store import SandboxDirectory, is_owned, load_record, process_record, sandboxes_root
+from casemate.persist.recovery import CleanupReport, SandboxInfo, cleanup, list_sandboxes
+from casemate.persist.store import SandboxDirectory, is_owned, load_record, process_record
 from casemate.types import ContainerId, Phase, Progress, SandboxId, State, check_transition
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ class Sandbox:
         "_created_unix_ns",
         "_directory",
         "_driver",
+        "_host_port",
         "_lock",
         "_record",
         "_settings",
@@ -100,6 +102,7 @@ class Sandbox:
         self._lock = compat.Lock()
         self._directory: SandboxDirectory | None = None
         self._driver: Qemu | None = None
+        self._host_port = choose_host_port()
         self._agent: AgentClient | None = None
         self._record: SandboxRecord | None = None
         self._assets: GuestAssets | None = None
@@ -178,7 +181,7 @@ class Sandbox:
         sandbox._record = record
         sandbox._state = record.state
         request_s = sandbox._timeouts.request_s
-        transport = HybridTransport(sandboxes_root(settings) / sandbox_id / VSOCK_SOCKET)
+        transport = parse_url(record.agent_url)
         agent = dial_agent(transport, None, timeout_s=request_s, request_timeout_s=request_s)
         sandbox._agent = agent
         sandbox.agent_url = transport.url
@@ -187,6 +190,32 @@ class Sandbox:
             image = sandbox._find_image(one.image_digest)
             sandbox._containers[ContainerId(one.id)] = Container(agent, one, image=image)
         return sandbox
+
+    @staticmethod
+    def list(*, settings: Settings | None = None) -> tuple[SandboxInfo, ...]:
+        """All sandboxes of this host's state root, living and dead, by name.
+
+        Raises: HostError: The state root can't be read.
+        Blocks: for file reads.
+        """
+        settings = settings if settings is not None else Settings.from_environment()
+        return compat.to_thread(list_sandboxes, settings)
+
+    @staticmethod
+    def cleanup(sandbox_id: str, *, settings: Settings | None = None) -> CleanupReport:
+        """Remove everything that a dead owner left of a sandbox, from what lies on disk alone. Idempotent.
+
+        A state document that can't be read does not stop it; ``unverified`` of the result then says what could not be looked up.
+
+        Raises:
+            InvalidStateError: The owner lives; nothing was touched.
+            InvalidConfigError: That is no name of a sandbox.
+            DeadlineExceededError: A VMM that was left does not end; its directory stays.
+            HostError: Something can't be removed.
+        Blocks: for the end of a VMM, if one is left.
+        """
+        settings = settings if settings is not None else Settings.from_environment()
+        return compat.to_thread(cleanup, settings, sandbox_id)
 
     def _create(
         self,
@@ -224,7 +253,7 @@ class Sandbox:
             self.config,
             self._guest_assets(),
             driver.accel_name,
-            host_port=HOST_PORT,
+            host_port=self._host_port,
             tsc_khz=_core.tsc_khz() if driver.accel_name == "tcg" else None,
         )
         return driver, driver.plan(
@@ -240,7 +269,7 @@ class Sandbox:
         transport = driver.prepare(self._directory.path)
         self.agent_url = transport.url
         failpoints.hit("sandbox.listen")
-        with transport.listen(HOST_PORT) as listener:
+        with transport.listen(self._host_port) as listener:
             started = driver.start()
             self._vmm = ProcessRecord(pid=started.pid, start_time_ticks=started.start_time_ticks)
             self._save()
@@ -255,7 +284,9 @@ class Sandbox:
     ) -> AgentClient:
         boot_s, request_s = self._timeouts.boot_s, self._timeouts.request_s
         if self._guest_assets().agent == "casemate":
-            return await_agent(driver, listener, timeout_s=boot_s, request_timeout_s=request_s)
+            return await_agent(
+                driver, transport, listener, timeout_s=boot_s, request_timeout_s=request_s
+            )
         return dial_agent(transport, driver, timeout_s=boot_s, request_timeout_s=request_s)
 
     def _prepare_guest(
@@ -588,6 +619,7 @@ class Sandbox:
             kernel_release=assets.kernel_release,
             initrd=None if assets.initrd is None else str(assets.initrd),
             vmm=self._vmm,
+            agent_url=self.agent_url,
             containers=tuple(container.record() for container in self._containers.values()),
         )
 

@@ -10,15 +10,20 @@ import socket
 from pathlib import Path
 from typing import Protocol
 
-from casemate.errors import HostError
+from casemate.errors import HostError, InvalidConfigError, UnsupportedError
 
-__all__ = ["AGENT_PORT", "HOST_PORT", "HybridTransport", "Transport", "VsockTransport"]
+__all__ = ["AGENT_PORT", "HybridTransport", "Transport", "VsockTransport", "choose_host_port", "parse_url"]
 
 AGENT_PORT = 1024
 """The agent's RPC port (spec AP-001)."""
 
-HOST_PORT = 10241
-"""The port on which the host awaits the agent's call; next to that of the trace spans."""
+_FIRST_HOST_PORT = 1 << 16
+_HOST_PORTS = 1 << 24
+
+
+def choose_host_port() -> int:
+    """A port on which a host awaits its agent's call. With AF_VSOCK all sandboxes of a host share the ports: so it is drawn at random."""
+    return _FIRST_HOST_PORT + int.from_bytes(os.urandom(8), "little") % _HOST_PORTS
 
 
 class Transport(Protocol):
@@ -30,6 +35,36 @@ class Transport(Protocol):
 
     def listen(self, port: int) -> socket.socket:
         """A listening socket for calls of the guest to the host's ``port``."""
+
+    def is_guest(self, address: object) -> bool:
+        """Whether a caller with this socket address is the guest, and not another one of the host."""
+
+
+def parse_url(url: str) -> HybridTransport | VsockTransport:
+    """The transport that a URL names; the inverse of its ``url``. Does not block.
+
+    Raises:
+        UnsupportedError: The scheme is of another kind of sandbox.
+        InvalidConfigError: It is no such URL.
+    """
+    scheme, separator, rest = url.partition("://")
+    head, colon, port = rest.rpartition(":")
+    if not separator or not colon or port != str(AGENT_PORT):
+        raise InvalidConfigError(
+            f"the agent's address is {url!r}, 'hvsock://PATH:{AGENT_PORT}' or 'vsock://CID:{AGENT_PORT}' is expected",
+            path="agent_url",
+        )
+    if scheme == "hvsock" and head.startswith("/") and ":" not in head:
+        return HybridTransport(Path(head))
+    if scheme == "vsock" and head.isascii() and head.isdigit() and 3 <= int(head) < 2**32 - 1:
+        return VsockTransport(int(head))
+    if scheme in ("remote", "mock"):
+        raise UnsupportedError(
+            f"the agent's address {url!r} is of a kind that is not served", capability=scheme
+        )
+    raise InvalidConfigError(
+        f"the agent's address {url!r} has no usable path or context id", path="agent_url"
+    )
 
 
 class HybridTransport:
@@ -63,6 +98,10 @@ class HybridTransport:
             ) from error
         return listener
 
+    def is_guest(self, address: object) -> bool:
+        """Always: the socket lies in the sandbox's own directory."""
+        return True
+
 
 class VsockTransport:
     """AF_VSOCK to a guest with a context id of its own (``/dev/vhost-vsock``)."""
@@ -92,3 +131,7 @@ class VsockTransport:
                 op="transport.listen",
             ) from error
         return listener
+
+    def is_guest(self, address: object) -> bool:
+        """Whether the caller has the guest's context id."""
+        return isinstance(address, tuple) and address[:1] == (self.cid,)

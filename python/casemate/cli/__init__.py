@@ -1,15 +1,18 @@
 """The command line: ``casemate``. Results go to stdout, everything else to stderr.
 
 Exit status: that of the container for ``run`` and ``exec``; else 0, 1 when an operation failed, 2 for wrong use, 125 when ``run`` or
-``exec`` failed before the command ran, 126 when the command can't be executed, 127 when there is no such command, 130 when interrupted.
+``exec`` failed before the command ran, 126 when the command can't be executed, 127 when there is no such command, 128 + n when signal n
+ended it.
 """
 
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from types import FrameType
 
 __all__ = ["main"]
 
@@ -20,6 +23,7 @@ COMMANDS = {
     "inspect": "show all that is known of a sandbox or an image",
     "kill": "send a signal to a container's first process",
     "rm": "remove a sandbox, or what a dead one left",
+    "cleanup": "remove what dead owners left, from disk alone",
     "images": "list the unpacked images",
     "guest": "build, show or list guest kernels and initrds",
     "bench": "measure, against peers in the same run",
@@ -56,6 +60,8 @@ def _guarded(options: argparse.Namespace) -> int:
     from casemate.errors import CasemateError
 
     before_command = 125 if options.command in ("run", "exec") else 1
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _end)
     try:
         return int(options.run(options))
     except CasemateError as error:
@@ -71,6 +77,11 @@ def _guarded(options: argparse.Namespace) -> int:
         # The reader of our output went away: nothing is left to say to it.
         sys.stderr.close()
         return 1
+
+
+def _end(number: int, _frame: FrameType | None) -> None:
+    """End like a program that the signal killed, but undo first what was made."""
+    raise SystemExit(128 + number)
 
 
 def report(error: BaseException) -> None:

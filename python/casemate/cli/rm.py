@@ -8,10 +8,12 @@ import select
 import signal
 
 from casemate.cli import report
+from casemate.cli.cleanup import print_unverified
 from casemate.config.settings import Settings
-from casemate.errors import AlreadyExistsError, CasemateError, DeadlineExceededError, NotFoundError
+from casemate.errors import AlreadyExistsError, CasemateError, DeadlineExceededError
 from casemate.persist.record import ProcessRecord
-from casemate.persist.store import is_owned, load_record, purge_dead, read_start_time_ticks
+from casemate.persist.recovery import cleanup, list_names
+from casemate.persist.store import is_owned, load_record, read_start_time_ticks
 
 OWNER_END_S = 20.0
 
@@ -39,8 +41,10 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _remove(settings: Settings, name: str, *, force: bool) -> None:
-    record = load_record(settings, name)
+    if name not in list_names(settings):
+        load_record(settings, name)  # says which there are
     if is_owned(settings, name):
+        record = load_record(settings, name)
         if not force:
             raise AlreadyExistsError(
                 f"sandbox {name!r} lives in process {record.owner.pid}; use --force to end it there",
@@ -48,8 +52,7 @@ def _remove(settings: Settings, name: str, *, force: bool) -> None:
             )
         _end_owner(record.owner, settings.timeout_factor * OWNER_END_S)
     # A tidy owner has removed everything; one that was killed has not.
-    if not purge_dead(settings, name) and not force:
-        raise NotFoundError(f"no sandbox is named {name!r}", sandbox_id=name)
+    print_unverified(cleanup(settings, name))
 
 
 def _end_owner(owner: ProcessRecord, timeout_s: float) -> None:

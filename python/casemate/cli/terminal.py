@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import os
 import select
 import signal
@@ -15,12 +16,14 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from casemate.errors import AgentError, InvalidStateError
+from casemate.errors import CasemateError
 
 if TYPE_CHECKING:
     from casemate._sync.process import Process, Reader
 
 __all__ = ["attach"]
+
+_log = logging.getLogger(__name__)
 
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -132,9 +135,9 @@ class _Control:
             if not self._stdin:
                 self._process.stdin.close()
             self._loop()
-        except (AgentError, InvalidStateError) as error:
-            # The process ended while something was under way to it; the main thread tells its end.
-            del error
+        except CasemateError as error:
+            # The process or its machine ended while something was under way to it; the main thread tells its end.
+            _log.debug("input ends", extra={"op": "cli.input", "cause": str(error)})
 
     def _loop(self) -> None:
         poll = select.poll()

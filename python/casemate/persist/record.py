@@ -44,7 +44,7 @@ class SandboxRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         config: The configuration as a document.
         owner: The process that made it and with which it ends.
         vmm: The VMM, absent until it was started.
-        host_port: The vsock port on which the host awaited the agent.
+        agent_url: The agent's address, empty until the VMM was prepared.
     """
 
     version: int = VERSION
@@ -62,4 +62,5 @@ class SandboxRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     kernel_release: str
     initrd: str | None
     vmm: ProcessRecord | None = None
+    agent_url: str = ""
     containers: tuple[ContainerRecord, ...] = ()

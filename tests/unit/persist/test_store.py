@@ -12,7 +12,7 @@ import pytest
 
 from casemate.agent.messages import ProcessSpec
 from casemate.config.settings import Settings
-from casemate.errors import AlreadyExistsError, InvalidConfigError, NotFoundError
+from casemate.errors import AlreadyExistsError, HostError, InvalidConfigError, NotFoundError
 from casemate.persist import store
 from casemate.persist.record import ContainerRecord, ProcessRecord, SandboxRecord
 from casemate.types import SandboxId, State
@@ -140,22 +140,6 @@ def test_list_records_when_owner_died_then_not_alive(settings: Settings) -> None
     assert [(one.id, alive) for one, alive in store.list_records(settings)] == [(NAME, False)]
 
 
-def test_purge_dead_when_vmm_is_left_then_it_is_killed_and_nothing_remains(settings: Settings) -> None:
-    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    try:
-        path = store.sandboxes_root(settings) / NAME
-        path.mkdir(parents=True)
-        vmm = store.process_record(child.pid)
-        (path / "state.json").write_bytes(msgspec.json.encode(record(vmm)))
-        assert store.purge_dead(settings, NAME)
-        assert child.wait(10) == -9
-        assert not path.exists()
-        assert not store.purge_dead(settings, NAME)
-    finally:
-        child.kill()
-        child.communicate()
-
-
 def test_kill_recorded_when_number_was_given_to_another_process_then_left_alone(settings: Settings) -> None:
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     try:
@@ -168,9 +152,77 @@ def test_kill_recorded_when_number_was_given_to_another_process_then_left_alone(
         child.wait()
 
 
-def test_purge_dead_when_owner_lives_then_refused(settings: Settings) -> None:
+def test_take_when_a_dead_owners_vmm_is_left_then_it_is_ended_first(settings: Settings) -> None:
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    try:
+        path = store.sandboxes_root(settings) / NAME
+        path.mkdir(parents=True)
+        (path / "lock").touch()
+        (path / "state.json").write_bytes(msgspec.json.encode(record(store.process_record(child.pid))))
+        directory = store.SandboxDirectory.take(settings, NAME)
+        assert child.wait(10) == -9
+        assert [entry.name for entry in path.iterdir()] == ["lock"]
+        directory.remove()
+    finally:
+        child.kill()
+        child.communicate()
+
+
+def test_take_when_the_lock_is_gone_and_the_owner_lives_then_refused(settings: Settings) -> None:
     directory = store.SandboxDirectory.take(settings, NAME)
     directory.write(record())
+    (directory.path / "lock").unlink()
     with pytest.raises(AlreadyExistsError):
-        store.purge_dead(settings, NAME)
+        store.SandboxDirectory.take(settings, NAME)
+    assert store.is_owned(settings, NAME)
+    assert store.load_record(settings, NAME) == record()
     directory.remove()
+    assert not directory.path.exists() or list(directory.path.iterdir()) == []
+    directory.release()
+
+
+def test_remove_when_somebody_removed_the_directory_then_the_lock_is_let_go(settings: Settings) -> None:
+    directory = store.SandboxDirectory.take(settings, NAME)
+    (directory.path / "lock").unlink()
+    directory.path.rmdir()
+    directory.remove()
+    store.SandboxDirectory.take(settings, NAME).remove()
+
+
+def test_is_alive_when_living_dead_reused_or_another_users_then_by_pid_and_start_time() -> None:
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    living = store.process_record(child.pid)
+    assert store.is_alive(living)
+    assert not store.is_alive(ProcessRecord(pid=living.pid, start_time_ticks=living.start_time_ticks + 1))
+    child.stdin.close()
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    assert not store.is_alive(living), "a process that nobody waited for yet is dead"
+    child.wait()
+    assert not store.is_alive(living)
+    # Process 1 is root's, whoever runs this.
+    assert store.is_alive(store.process_record(1))
+    assert not store.is_alive(ProcessRecord(pid=2**22 + 1, start_time_ticks=1))
+
+
+def test_write_when_one_before_was_cut_short_then_the_old_document_loads_and_the_next_replaces_it(
+    settings: Settings,
+) -> None:
+    directory = store.SandboxDirectory.take(settings, NAME)
+    directory.write(record())
+    (directory.path / "state.json.new").write_bytes(b'{"version": 1, "id"')
+    assert store.load_record(settings, NAME) == record()
+    paused = msgspec.structs.replace(record(), state=State.PAUSED)
+    directory.write(paused)
+    assert store.load_record(settings, NAME) == paused
+    directory.remove()
+
+
+def test_write_when_it_fails_then_the_old_document_and_the_directory_stay(settings: Settings) -> None:
+    directory = store.SandboxDirectory.take(settings, NAME)
+    directory.write(record())
+    (directory.path / "state.json.new").mkdir()
+    with pytest.raises(HostError, match="Is a directory"):
+        directory.write(msgspec.structs.replace(record(), state=State.PAUSED))
+    assert store.load_record(settings, NAME) == record()
+    directory.remove()
+    assert not directory.path.exists()

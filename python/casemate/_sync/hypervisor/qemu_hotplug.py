@@ -79,9 +79,7 @@ class BlockHotplug:
                 refused = isinstance(error, QmpError)
                 has_device = asked == "device" and not refused
                 has_node = asked == "device" or (asked == "node" and not refused)
-                compat.shielded(
-                    self._take_back(client, disk, error, device=has_device, node=has_node)
-                )
+                compat.shielded(self._take_back(client, disk, error, device=has_device, node=has_node))
                 raise
             return planning.address_of(disk, port)
 
