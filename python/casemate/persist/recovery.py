@@ -7,7 +7,13 @@ import os
 import msgspec
 
 from casemate.config.settings import Settings
-from casemate.errors import HostError, InvalidConfigError, InvalidStateError, NotFoundError
+from casemate.errors import (
+    DeadlineExceededError,
+    HostError,
+    InvalidConfigError,
+    InvalidStateError,
+    NotFoundError,
+)
 from casemate.persist.record import SandboxRecord
 from casemate.persist.store import (
     SandboxDirectory,
@@ -143,7 +149,7 @@ def cleanup(settings: Settings, sandbox_id: str) -> CleanupReport:
             op="sandbox.cleanup",
             sandbox_id=sandbox_id,
         ) from error
-    except HostError:
+    except (HostError, DeadlineExceededError):
         raise
     except OSError as error:
         raise _host_error(error, str(error.filename or path), "sandbox.cleanup", sandbox_id) from error

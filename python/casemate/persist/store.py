@@ -92,24 +92,24 @@ class SandboxDirectory:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
             while (lock_fd := _lock(path)) is None:
                 path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            directory = cls(path, lock_fd)
+            try:
+                failpoints.hit("store.clear")
+                if len(os.listdir(path)) > 1:
+                    end_left_processes(path, _left_vmm(settings, sandbox_id))
+                    directory._clear()
+            except BaseException:
+                directory._give_back()
+                raise
         except BlockingIOError as error:
             raise AlreadyExistsError(
                 f"a sandbox named {sandbox_id!r} exists already; choose another name or remove it first",
                 sandbox_id=sandbox_id,
             ) from error
-        except OSError as error:
-            if isinstance(error, HostError):
-                raise
-            raise _host_error(f"the state directory {path} can't be made", path, error) from error
-        directory = cls(path, lock_fd)
-        try:
-            failpoints.hit("store.clear")
-            if len(os.listdir(path)) > 1:
-                end_left_processes(path, _left_vmm(settings, sandbox_id))
-                directory._clear()
-        except BaseException:
-            directory._give_back()
+        except (HostError, DeadlineExceededError):
             raise
+        except OSError as error:
+            raise _host_error(f"the state directory {path} can't be made", path, error) from error
         return directory
 
     @classmethod
@@ -146,7 +146,7 @@ class SandboxDirectory:
     def remove(self) -> None:
         """Remove the directory and free the name. Idempotent, also when somebody else removed it.
 
-        The name is free also when files can't be removed: what is left is a dead directory, which the next one of the name clears.
+        The name is free also after a failure: what is left is a dead directory, which the next one of the name clears.
         """
         if self._lock_fd < 0:
             return

@@ -226,3 +226,25 @@ def test_write_when_it_fails_then_the_old_document_and_the_directory_stay(settin
     assert store.load_record(settings, NAME) == record()
     directory.remove()
     assert not directory.path.exists()
+
+
+def test_remove_when_files_cant_be_removed_then_raised_and_what_is_left_is_a_dead_ones(
+    settings: Settings,
+) -> None:
+    directory = store.SandboxDirectory.take(settings, NAME)
+    directory.write(record())
+    (directory.path / "lock").unlink()
+    (directory.path / "lock").mkdir()
+    with pytest.raises(IsADirectoryError):
+        directory.remove()
+    (directory.path / "lock").rmdir()
+    store.SandboxDirectory.take(settings, NAME).remove()
+    assert not directory.path.exists()
+
+
+def test_take_when_the_lock_cant_be_opened_then_host_error_with_its_path(settings: Settings) -> None:
+    path = store.sandboxes_root(settings) / NAME
+    (path / "lock").mkdir(parents=True)
+    with pytest.raises(HostError) as caught:
+        store.SandboxDirectory.take(settings, NAME)
+    assert caught.value.target == str(path)
