@@ -13,6 +13,7 @@ from casemate._compat import aio as compat
 from casemate.agent import messages
 from casemate.agent.failure import command_error
 from casemate.errors import AgentRpcError, CasemateError, InvalidStateError
+from casemate.observe import failpoints
 from casemate.persist.record import ContainerRecord
 from casemate.types import ContainerId, ExecId, ExecResult, State, check_identifier, check_transition
 
@@ -45,6 +46,7 @@ class AsyncContainer:
         "_created_unix_ns",
         "_creating",
         "_detach",
+        "_gone",
         "_image",
         "_starting",
         "_state",
@@ -68,6 +70,7 @@ class AsyncContainer:
         self._created_unix_ns = record.created_unix_ns
         self._creating: AsyncPending | AsyncAnswered | None = None
         self._detach: Detach | None = None
+        self._gone = False
         self._image = image
         self._starting: AsyncPending | AsyncAnswered | None = None
         self._state = record.state
@@ -113,11 +116,13 @@ class AsyncContainer:
         request = messages.CreateContainerRequest(
             container_id=self.id, exec_id=self.id, storages=storages, spec=spec
         )
+        failpoints.hit("agent.create_container.before")
         self._creating = await pipeline.send("CreateContainer", request)
 
     async def begin_start(self, pipeline: AsyncPipeline) -> None:
         """Send the request that starts it."""
         check_transition(self._state, State.RUNNING, op="container.start")
+        failpoints.hit("agent.start_container.before")
         self._starting = await pipeline.send(
             "StartContainer", messages.ContainerRequest(container_id=self.id)
         )
@@ -129,9 +134,11 @@ class AsyncContainer:
         try:
             if creating is not None:
                 await creating.result()
+                failpoints.hit("agent.create_container.after")
             if starting is not None:
                 await starting.result()
                 self._state = State.RUNNING
+                failpoints.hit("agent.start_container.after")
         except AgentRpcError as error:
             cause = command_error(error, self.command, container_id=self.id)
             if cause is error:
@@ -295,11 +302,17 @@ class AsyncContainer:
         return answer.cgroup_stats or messages.CgroupStats()
 
     async def remove(self) -> None:
-        """Kill what runs in it and remove it, with its root file system. Blocks: for the agent and the VMM."""
-        await self._agent.call("RemoveContainer", messages.RemoveContainerRequest(container_id=self.id))
-        self._state = State.STOPPED
+        """Kill what runs in it and remove it, with its root file system. Blocks: for the agent and the VMM.
+
+        When its disk could not be taken away, another call tries that again.
+        """
+        if not self._gone or self._detach is None:
+            await self._agent.call("RemoveContainer", messages.RemoveContainerRequest(container_id=self.id))
+            self._gone = True
+            self._state = State.STOPPED
         if self._detach is not None:
             await self._detach()
+            self._detach = None
         self._changed()
 
 

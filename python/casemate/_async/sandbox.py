@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
@@ -23,9 +24,18 @@ from casemate.agent.transport import Transport, choose_host_port, parse_url
 from casemate.config.container import ContainerConfig
 from casemate.config.sandbox import SandboxConfig, TimeoutConfig
 from casemate.config.settings import Settings
-from casemate.errors import AlreadyExistsError, CasemateError, InvalidStateError, NotFoundError
+from casemate.errors import (
+    AgentConnectionError,
+    AgentRpcError,
+    AlreadyExistsError,
+    CasemateError,
+    InvalidStateError,
+    NotFoundError,
+    VmmExitedError,
+)
 from casemate.hypervisor import BlockAddress, BlockDevice
 from casemate.hypervisor.boot import boot_assets
+from casemate.observe import failpoints
 from casemate.observe.timings import PhaseClock
 from casemate.persist.record import ContainerRecord, ProcessRecord, SandboxRecord
 from casemate.persist.recovery import CleanupReport, SandboxInfo, cleanup, list_sandboxes
@@ -131,6 +141,7 @@ class AsyncSandbox:
         """
         config = config if config is not None else SandboxConfig()
         settings = settings if settings is not None else Settings.from_environment()
+        failpoints.arm_from_settings(settings.failpoints)
         sandbox = cls(SandboxId(config.name or f"s-{os.urandom(6).hex()}"), config, settings)
         try:
             await sandbox._create(tuple(containers), start, progress)
@@ -217,6 +228,7 @@ class AsyncSandbox:
         images = [await self._resolve_image(one, progress) for one in containers]
         driver, addresses = await self._plan(images, progress)
         self._clock.mark("plan")
+        failpoints.hit("sandbox.planned")
         await self._boot(driver)
         await self._prepare_guest(list(zip(named, images, addresses, strict=True)), start)
 
@@ -255,13 +267,15 @@ class AsyncSandbox:
         self._undo.push("virtual machine", driver.stop)
         transport = await driver.prepare(self._directory.path)
         self.agent_url = transport.url
+        failpoints.hit("sandbox.listen")
         with transport.listen(self._host_port) as listener:
             started = await driver.start()
             self._vmm = ProcessRecord(pid=started.pid, start_time_ticks=started.start_time_ticks)
             self._save()
             self._clock.mark("vmm_spawn")
+            failpoints.hit("sandbox.connect")
             self._agent = await self._connect(driver, transport, listener)
-        self._undo.push("agent connection", self._close_agent)
+            self._undo.push("agent connection", self._close_agent)
         self._clock.mark("boot")
 
     async def _connect(
@@ -283,6 +297,7 @@ class AsyncSandbox:
         agent = self._running_agent("create")
         hostname = (self.config.hostname or self.id)[:GUEST_HOSTNAME_BYTES]
         pipeline = AsyncPipeline(agent)
+        failpoints.hit("agent.create_sandbox.before")
         created = await pipeline.send(
             "CreateSandbox", messages.CreateSandboxRequest(hostname=hostname, sandbox_id=self.id)
         )
@@ -297,6 +312,7 @@ class AsyncSandbox:
                 await container.begin_start(pipeline)
                 container.process.stdout.prefetch()
         await created.result()
+        failpoints.hit("agent.create_sandbox.after")
         self.guest = messages.decode(await details.result(), messages.GuestDetailsResponse)
         self._clock.mark("sandbox")
         if self.guest.agent_details is not None:
@@ -370,8 +386,12 @@ class AsyncSandbox:
             address = await driver.attach_block(disk)
 
             async def detach() -> None:
-                await driver.detach_block(disk.id)
+                with contextlib.suppress(VmmExitedError):  # and the disk with it
+                    await driver.detach_block(disk.id)
                 self._containers.pop(container_id, None)
+
+            async def remove() -> None:
+                await self._remove_half_made(agent, container_id)
 
             try:
                 pipeline = AsyncPipeline(agent)
@@ -379,16 +399,27 @@ class AsyncSandbox:
                     pipeline, container_id, config, image, address, detach
                 )
                 await container.settle()
+                self._containers[container_id] = container
+                self._save()
             except BaseException as error:
                 undo = AsyncUndoStack()
                 undo.push("container's disk", detach)
+                undo.push("container", remove)
                 cause = raise_with(error, await undo.unwind())
                 if cause is error:
                     raise
                 raise cause from error
-            self._containers[container_id] = container
-            self._save()
             return container
+
+    async def _remove_half_made(self, agent: AsyncAgentClient, container_id: ContainerId) -> None:
+        """The agent may have made it, and it holds the disk then."""
+        try:
+            await agent.call("RemoveContainer", messages.RemoveContainerRequest(container_id=container_id))
+        except (AgentRpcError, AgentConnectionError, VmmExitedError) as error:
+            _log.debug(
+                "there was no container to remove",
+                extra={"sandbox": self.id, "op": "sandbox.create_container", "cause": str(error)},
+            )
 
     def _forgetting(self, container_id: ContainerId) -> Callable[[], compat.Later[None]]:
         """What remains to do when a container that was there at boot is removed: its disk stays plugged in."""
@@ -463,10 +494,20 @@ class AsyncSandbox:
         """
         if self._state is State.STOPPED:
             return
-        if self._driver is not None:
-            await compat.shielded(self._destroy_guest())
+        # As a whole: a cancellation after the guest's end must not leave the machine.
+        await compat.shielded(self._stop())
+
+    async def _stop(self) -> None:
+        failures: list[BaseException] = []
+        try:
+            if self._driver is not None:
+                await self._destroy_guest()
+        except GeneratorExit:
+            raise
+        except BaseException as error:
+            failures.append(error)
         self._state = State.STOPPED
-        failures = await self._undo.unwind()
+        failures += await self._undo.unwind()
         self._clock.mark("teardown")
         if len(failures) == 1:
             raise failures[0]
@@ -497,6 +538,7 @@ class AsyncSandbox:
         if agent is None or agent.connection.closed or self._state is State.PAUSED:
             return
         try:
+            failpoints.hit("agent.destroy_sandbox")
             await agent.call(
                 "DestroySandbox", messages.DestroySandboxRequest(), timeout_s=self._timeouts.stop_s
             )
@@ -527,6 +569,7 @@ class AsyncSandbox:
     async def _close_agent(self) -> None:
         if self._agent is not None:
             self._agent.close()
+            failpoints.hit("agent.close")
 
     async def _remove_directory(self) -> None:
         if self._directory is not None:

@@ -38,7 +38,10 @@ class AsyncUndoStack:
             name, step = self._steps.pop()
             try:
                 await step()
-            except Exception as error:
+            except GeneratorExit:
+                raise
+            except BaseException as error:
+                # An interruption as well: what is not undone now never will be.
                 error.add_note(f"while undoing: {name}")
                 _log.warning("undo failed", extra={"op": name}, exc_info=error)
                 failures.append(error)

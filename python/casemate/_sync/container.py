@@ -14,6 +14,7 @@ from casemate._compat import blocking as compat
 from casemate.agent import messages
 from casemate.agent.failure import command_error
 from casemate.errors import AgentRpcError, CasemateError, InvalidStateError
+from casemate.observe import failpoints
 from casemate.persist.record import ContainerRecord
 from casemate.types import ContainerId, ExecId, ExecResult, State, check_identifier, check_transition
 
@@ -46,6 +47,7 @@ class Container:
         "_created_unix_ns",
         "_creating",
         "_detach",
+        "_gone",
         "_image",
         "_starting",
         "_state",
@@ -69,6 +71,7 @@ class Container:
         self._created_unix_ns = record.created_unix_ns
         self._creating: Pending | Answered | None = None
         self._detach: Detach | None = None
+        self._gone = False
         self._image = image
         self._starting: Pending | Answered | None = None
         self._state = record.state
@@ -114,11 +117,13 @@ class Container:
         request = messages.CreateContainerRequest(
             container_id=self.id, exec_id=self.id, storages=storages, spec=spec
         )
+        failpoints.hit("agent.create_container.before")
         self._creating = pipeline.send("CreateContainer", request)
 
     def begin_start(self, pipeline: Pipeline) -> None:
         """Send the request that starts it."""
         check_transition(self._state, State.RUNNING, op="container.start")
+        failpoints.hit("agent.start_container.before")
         self._starting = pipeline.send(
             "StartContainer", messages.ContainerRequest(container_id=self.id)
         )
@@ -130,9 +135,11 @@ class Container:
         try:
             if creating is not None:
                 creating.result()
+                failpoints.hit("agent.create_container.after")
             if starting is not None:
                 starting.result()
                 self._state = State.RUNNING
+                failpoints.hit("agent.start_container.after")
         except AgentRpcError as error:
             cause = command_error(error, self.command, container_id=self.id)
             if cause is error:
@@ -296,11 +303,17 @@ class Container:
         return answer.cgroup_stats or messages.CgroupStats()
 
     def remove(self) -> None:
-        """Kill what runs in it and remove it, with its root file system. Blocks: for the agent and the VMM."""
-        self._agent.call("RemoveContainer", messages.RemoveContainerRequest(container_id=self.id))
-        self._state = State.STOPPED
+        """Kill what runs in it and remove it, with its root file system. Blocks: for the agent and the VMM.
+
+        When its disk could not be taken away, another call tries that again.
+        """
+        if not self._gone or self._detach is None:
+            self._agent.call("RemoveContainer", messages.RemoveContainerRequest(container_id=self.id))
+            self._gone = True
+            self._state = State.STOPPED
         if self._detach is not None:
             self._detach()
+            self._detach = None
         self._changed()
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
@@ -24,9 +25,18 @@ from casemate.agent.transport import Transport, choose_host_port, parse_url
 from casemate.config.container import ContainerConfig
 from casemate.config.sandbox import SandboxConfig, TimeoutConfig
 from casemate.config.settings import Settings
-from casemate.errors import AlreadyExistsError, CasemateError, InvalidStateError, NotFoundError
+from casemate.errors import (
+    AgentConnectionError,
+    AgentRpcError,
+    AlreadyExistsError,
+    CasemateError,
+    InvalidStateError,
+    NotFoundError,
+    VmmExitedError,
+)
 from casemate.hypervisor import BlockAddress, BlockDevice
 from casemate.hypervisor.boot import boot_assets
+from casemate.observe import failpoints
 from casemate.observe.timings import PhaseClock
 from casemate.persist.record import ContainerRecord, ProcessRecord, SandboxRecord
 from casemate.persist.recovery import CleanupReport, SandboxInfo, cleanup, list_sandboxes
@@ -132,6 +142,7 @@ class Sandbox:
         """
         config = config if config is not None else SandboxConfig()
         settings = settings if settings is not None else Settings.from_environment()
+        failpoints.arm_from_settings(settings.failpoints)
         sandbox = cls(SandboxId(config.name or f"s-{os.urandom(6).hex()}"), config, settings)
         try:
             sandbox._create(tuple(containers), start, progress)
@@ -218,6 +229,7 @@ class Sandbox:
         images = [self._resolve_image(one, progress) for one in containers]
         driver, addresses = self._plan(images, progress)
         self._clock.mark("plan")
+        failpoints.hit("sandbox.planned")
         self._boot(driver)
         self._prepare_guest(list(zip(named, images, addresses, strict=True)), start)
 
@@ -256,13 +268,15 @@ class Sandbox:
         self._undo.push("virtual machine", driver.stop)
         transport = driver.prepare(self._directory.path)
         self.agent_url = transport.url
+        failpoints.hit("sandbox.listen")
         with transport.listen(self._host_port) as listener:
             started = driver.start()
             self._vmm = ProcessRecord(pid=started.pid, start_time_ticks=started.start_time_ticks)
             self._save()
             self._clock.mark("vmm_spawn")
+            failpoints.hit("sandbox.connect")
             self._agent = self._connect(driver, transport, listener)
-        self._undo.push("agent connection", self._close_agent)
+            self._undo.push("agent connection", self._close_agent)
         self._clock.mark("boot")
 
     def _connect(
@@ -284,6 +298,7 @@ class Sandbox:
         agent = self._running_agent("create")
         hostname = (self.config.hostname or self.id)[:GUEST_HOSTNAME_BYTES]
         pipeline = Pipeline(agent)
+        failpoints.hit("agent.create_sandbox.before")
         created = pipeline.send(
             "CreateSandbox", messages.CreateSandboxRequest(hostname=hostname, sandbox_id=self.id)
         )
@@ -298,6 +313,7 @@ class Sandbox:
                 container.begin_start(pipeline)
                 container.process.stdout.prefetch()
         created.result()
+        failpoints.hit("agent.create_sandbox.after")
         self.guest = messages.decode(details.result(), messages.GuestDetailsResponse)
         self._clock.mark("sandbox")
         if self.guest.agent_details is not None:
@@ -371,8 +387,12 @@ class Sandbox:
             address = driver.attach_block(disk)
 
             def detach() -> None:
-                driver.detach_block(disk.id)
+                with contextlib.suppress(VmmExitedError):  # and the disk with it
+                    driver.detach_block(disk.id)
                 self._containers.pop(container_id, None)
+
+            def remove() -> None:
+                self._remove_half_made(agent, container_id)
 
             try:
                 pipeline = Pipeline(agent)
@@ -380,16 +400,27 @@ class Sandbox:
                     pipeline, container_id, config, image, address, detach
                 )
                 container.settle()
+                self._containers[container_id] = container
+                self._save()
             except BaseException as error:
                 undo = UndoStack()
                 undo.push("container's disk", detach)
+                undo.push("container", remove)
                 cause = raise_with(error, undo.unwind())
                 if cause is error:
                     raise
                 raise cause from error
-            self._containers[container_id] = container
-            self._save()
             return container
+
+    def _remove_half_made(self, agent: AgentClient, container_id: ContainerId) -> None:
+        """The agent may have made it, and it holds the disk then."""
+        try:
+            agent.call("RemoveContainer", messages.RemoveContainerRequest(container_id=container_id))
+        except (AgentRpcError, AgentConnectionError, VmmExitedError) as error:
+            _log.debug(
+                "there was no container to remove",
+                extra={"sandbox": self.id, "op": "sandbox.create_container", "cause": str(error)},
+            )
 
     def _forgetting(self, container_id: ContainerId) -> Callable[[], compat.Later[None]]:
         """What remains to do when a container that was there at boot is removed: its disk stays plugged in."""
@@ -464,10 +495,20 @@ class Sandbox:
         """
         if self._state is State.STOPPED:
             return
-        if self._driver is not None:
-            compat.shielded(self._destroy_guest())
+        # As a whole: a cancellation after the guest's end must not leave the machine.
+        compat.shielded(self._stop())
+
+    def _stop(self) -> None:
+        failures: list[BaseException] = []
+        try:
+            if self._driver is not None:
+                self._destroy_guest()
+        except GeneratorExit:
+            raise
+        except BaseException as error:
+            failures.append(error)
         self._state = State.STOPPED
-        failures = self._undo.unwind()
+        failures += self._undo.unwind()
         self._clock.mark("teardown")
         if len(failures) == 1:
             raise failures[0]
@@ -498,6 +539,7 @@ class Sandbox:
         if agent is None or agent.connection.closed or self._state is State.PAUSED:
             return
         try:
+            failpoints.hit("agent.destroy_sandbox")
             agent.call(
                 "DestroySandbox", messages.DestroySandboxRequest(), timeout_s=self._timeouts.stop_s
             )
@@ -528,6 +570,7 @@ class Sandbox:
     def _close_agent(self) -> None:
         if self._agent is not None:
             self._agent.close()
+            failpoints.hit("agent.close")
 
     def _remove_directory(self) -> None:
         if self._directory is not None:

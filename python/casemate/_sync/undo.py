@@ -39,7 +39,10 @@ class UndoStack:
             name, step = self._steps.pop()
             try:
                 step()
-            except Exception as error:
+            except GeneratorExit:
+                raise
+            except BaseException as error:
+                # An interruption as well: what is not undone now never will be.
                 error.add_note(f"while undoing: {name}")
                 _log.warning("undo failed", extra={"op": name}, exc_info=error)
                 failures.append(error)

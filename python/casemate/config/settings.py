@@ -21,12 +21,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             ``/var/cache/casemate`` for root, else ``~/.cache/casemate``).
         qemu: Path or name of QEMU's binary (``CASEMATE_QEMU``).
         timeout_factor: Every deadline is multiplied by it; for slow machines (``CASEMATE_TIMEOUT_FACTOR``).
+        failpoints: Steps that shall fail, for tests (``CASEMATE_FAILPOINTS``, see ``casemate.observe.failpoints``).
     """
 
     state_root: Path = Path("/run/casemate")
     cache_root: Path = Path("/var/cache/casemate")
     qemu: str = "qemu-system-x86_64"
     timeout_factor: float = 1.0
+    failpoints: str = ""
 
     @classmethod
     def from_environment(cls, environment: dict[str, str] | None = None) -> Settings:
@@ -44,6 +46,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             cache_root=_absolute(env, "CASEMATE_CACHE", default_cache),
             qemu=env.get("CASEMATE_QEMU") or "qemu-system-x86_64",
             timeout_factor=_factor(env.get("CASEMATE_TIMEOUT_FACTOR", "1")),
+            failpoints=env.get("CASEMATE_FAILPOINTS", ""),
         )
 
 

@@ -21,6 +21,7 @@ from casemate.errors import (
     InvalidConfigError,
     NotFoundError,
 )
+from casemate.observe import failpoints
 from casemate.persist.holders import find_socket_holders
 from casemate.persist.migration import STEPS, Step, migrate
 from casemate.persist.record import VERSION, ProcessRecord, SandboxRecord
@@ -87,16 +88,18 @@ class SandboxDirectory:
                 path="state_root",
             )
         try:
+            failpoints.hit("store.lock")
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
             while (lock_fd := _lock(path)) is None:
                 path.mkdir(mode=0o700, parents=True, exist_ok=True)
             directory = cls(path, lock_fd)
             try:
+                failpoints.hit("store.clear")
                 if len(os.listdir(path)) > 1:
                     end_left_processes(path, _left_vmm(settings, sandbox_id))
                     directory._clear()
             except BaseException:
-                directory.release()
+                directory._give_back()
                 raise
         except BlockingIOError as error:
             raise AlreadyExistsError(
@@ -106,12 +109,7 @@ class SandboxDirectory:
         except (HostError, DeadlineExceededError):
             raise
         except OSError as error:
-            raise HostError(
-                f"the state directory {path} can't be made: {error.strerror or error}",
-                errno=error.errno or 0,
-                target=str(path),
-                op="sandbox.create",
-            ) from error
+            raise _host_error(f"the state directory {path} can't be made", path, error) from error
         return directory
 
     @classmethod
@@ -127,18 +125,23 @@ class SandboxDirectory:
         return None if lock_fd is None else cls(path, lock_fd)
 
     def write(self, record: SandboxRecord) -> None:
-        """Write the state document so that a crash leaves the old one or the new one. Blocks: for a sync."""
+        """Write the state document so that a crash leaves the old one or the new one. Blocks: for a sync.
+
+        Raises:
+            HostError: It can't be written (a full disk); the old one stands.
+        """
         document = msgspec.json.format(msgspec.json.encode(record), indent=1)
-        temporary = self.path / "state.json.new"
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
-            view = memoryview(document)
-            while view:
-                view = view[os.write(fd, view) :]
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        os.rename(temporary, self.path / "state.json")
+            failpoints.hit("store.write")
+            temporary = self.path / "state.json.new"
+            _write_file(temporary, document)
+            failpoints.hit("store.rename")
+            os.rename(temporary, self.path / "state.json")
+        except OSError as error:
+            if isinstance(error, HostError):
+                raise
+            path = self.path / "state.json"
+            raise _host_error(f"the state document {path} can't be written", path, error) from error
 
     def remove(self) -> None:
         """Remove the directory and free the name. Idempotent, also when somebody else removed it.
@@ -148,6 +151,7 @@ class SandboxDirectory:
         if self._lock_fd < 0:
             return
         try:
+            failpoints.hit("store.remove")
             self._clear()
             # The lock goes last: as long as anything is left, it tells whose that is.
             (self.path / "lock").unlink()
@@ -162,13 +166,38 @@ class SandboxDirectory:
     def release(self) -> None:
         """Let go of the lock; what is there stays. Idempotent."""
         if self._lock_fd >= 0:
-            os.close(self._lock_fd)
-            self._lock_fd = -1
+            fd, self._lock_fd = self._lock_fd, -1
+            os.close(fd)
+
+    def _give_back(self) -> None:
+        """Undo the taking: what a dead owner left stays, a directory that was made for us goes."""
+        try:
+            if os.listdir(self.path) == ["lock"]:
+                self.remove()
+        finally:
+            self.release()
 
     def _clear(self) -> None:
         for entry in self.path.iterdir():
             if entry.name != "lock":
                 _remove_tree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+
+
+def _write_file(path: Path, data: bytes) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(fd, view) :]
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _host_error(text: str, path: Path, error: OSError) -> HostError:
+    return HostError(
+        f"{text}: {error.strerror or error}", errno=error.errno or 0, target=str(path), op="sandbox.create"
+    )
 
 
 def _remove_tree(path: Path) -> None:

@@ -221,7 +221,7 @@ def test_write_when_it_fails_then_the_old_document_and_the_directory_stay(settin
     directory = store.SandboxDirectory.take(settings, NAME)
     directory.write(record())
     (directory.path / "state.json.new").mkdir()
-    with pytest.raises(IsADirectoryError):
+    with pytest.raises(HostError, match="Is a directory"):
         directory.write(msgspec.structs.replace(record(), state=State.PAUSED))
     assert store.load_record(settings, NAME) == record()
     directory.remove()

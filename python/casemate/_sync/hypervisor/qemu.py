@@ -32,6 +32,7 @@ from casemate.hypervisor.qemu import plan as planning
 from casemate.hypervisor.qemu.accel import Accelerator, choose_accelerator
 from casemate.hypervisor.qemu.command_line import render_command_line
 from casemate.hypervisor.qemu.probe import QemuBinary, find_qemu
+from casemate.observe import failpoints
 
 __all__ = ["Qemu"]
 
@@ -205,10 +206,17 @@ class Qemu:
             )
         self._directory = directory
         self._make_qmp(directory / QMP_SOCKET)
+        # As a step of the closing: what follows it is closed all the same.
+        self._kept.callback(failpoints.hit, "qemu.close")
+        failpoints.hit("qemu.vsock")
         if not self._use_vhost:
             ours, theirs = socket.socketpair()
-            self._hand_over("vsock", theirs.detach())
-            backend = _core.VsockBackend(ours.detach(), str(directory / VSOCK_SOCKET), self._vsock.guest_cid)
+            with ours:
+                self._hand_over("vsock", theirs.detach())
+                failpoints.hit("qemu.vsock_backend")
+                backend = _core.VsockBackend(
+                    ours.detach(), str(directory / VSOCK_SOCKET), self._vsock.guest_cid
+                )
             self._kept.callback(backend.close)
             return HybridTransport(directory / VSOCK_SOCKET)
         fd, cid = vsock.reserve_cid()
@@ -230,12 +238,15 @@ class Qemu:
             raise InvalidStateError("start comes once, after prepare", state="new", wanted="prepared")
         ours, theirs = socket.socketpair()
         self._hand_over("console", theirs.detach())
-        fds = [(self._spawn_fds[name], number) for name, number in plan.fds.items()]
         try:
-            self._process = _core.spawn(render_command_line(plan), fds=fds, take_console_fd=ours.detach())
+            with ours:
+                failpoints.hit("qemu.spawn")
+                fds = [(self._spawn_fds[name], number) for name, number in plan.fds.items()]
+                self._process = _core.spawn(render_command_line(plan), fds=fds, take_console_fd=ours.detach())
         finally:
             # QEMU must hold the only copy of its listener: else its end would not end the connection.
             self._close_spawn_fds()
+        failpoints.hit("qemu.spawned")
         _log.debug(
             "QEMU started",
             extra={"sandbox": self._sandbox_id, "op": "qemu.start", "target": self._process.pid},
@@ -322,20 +333,28 @@ class Qemu:
             try:
                 if self._process is not None and self._process.exit_status() is None:
                     self._end_process(self._process)
-            finally:
-                self._close_spawn_fds()
-                if self._qmp is not None:
-                    self._qmp.close()
-                    self._qmp = None
-                # The vsock back end joins its thread.
-                compat.to_thread(self._kept.close)
+            except BaseException as error:
+                self._release(error)
+                raise
+            self._release(None)
+
+    def _release(self, first: BaseException | None) -> None:
+        self._close_spawn_fds()
+        if self._qmp is not None:
+            self._qmp.close()
+            self._qmp = None
+        try:
+            # The vsock back end joins its thread.
+            compat.to_thread(self._kept.close)
+        except Exception as error:
+            if first is None:
+                raise
+            first.add_note(f"and what was made for QEMU could not be closed: {error}")
 
     def _end_process(self, process: _core.ChildProcess) -> None:
         deadline = time.monotonic() + self._timeouts.stop_s
         try:
-            client = self.qmp()
-            client.execute("quit", timeout_s=max(deadline - time.monotonic(), 0.01))
-            compat.wait_readable([process.fileno()], deadline)
+            self._quit(process, deadline)
         except VmmExitedError:
             pass  # what was wanted
         except (HypervisorError, DeadlineExceededError, InvalidStateError) as error:
@@ -343,8 +362,20 @@ class Qemu:
                 "QEMU does not quit and is killed",
                 extra={"sandbox": self._sandbox_id, "op": "qemu.stop", "cause": str(error)},
             )
+        finally:
+            # Also after an interruption: QEMU does not outlive this.
+            self._kill(process)
+
+    def _quit(self, process: _core.ChildProcess, deadline: float) -> None:
+        failpoints.hit("qemu.quit")
+        client = self.qmp()
+        client.execute("quit", timeout_s=max(deadline - time.monotonic(), 0.01))
+        compat.wait_readable([process.fileno()], deadline)
+
+    def _kill(self, process: _core.ChildProcess) -> None:
         if process.exit_status() is None:
             process.send_signal(signal.SIGKILL)
+            failpoints.hit("qemu.killed")
             if not compat.wait_readable([process.fileno()], time.monotonic() + _KILL_S):
                 raise DeadlineExceededError(
                     f"QEMU (pid {process.pid}) did not end within {_KILL_S:g} s after SIGKILL",
@@ -377,16 +408,20 @@ class Qemu:
 
     def _make_qmp(self, path: Path) -> None:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._hand_over("qmp", listener.fileno())
         client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
+            failpoints.hit("qemu.qmp_socket")
             listener.bind(str(path))
             self._kept.callback(_remove, path)
             os.chmod(path, 0o600)
             listener.listen(1)
+            failpoints.hit("qemu.qmp_connect")
             client.connect(str(path))
-        except OSError as error:
+        except BaseException as error:
+            listener.close()
             client.close()
+            if not isinstance(error, OSError) or isinstance(error, HostError):
+                raise
             raise HostError(
                 f"no QMP socket can be made at {path}: {error.strerror or error}",
                 errno=error.errno or 0,
@@ -394,8 +429,7 @@ class Qemu:
                 op="qemu.prepare",
                 sandbox_id=self._sandbox_id,
             ) from error
-        finally:
-            listener.detach()
+        self._hand_over("qmp", listener.detach())
         self._qmp = QmpClient(client, explain=self._explain)
 
     def _explain(self, error: HypervisorError) -> Exception:

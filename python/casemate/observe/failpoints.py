@@ -1,0 +1,228 @@
+"""Points at which a start or an end can be made to fail, so that what is undone can be tested. Off unless asked for.
+
+A setting is ``name=term->term…``, several are separated by ``;``. A term is an action, with ``N*`` before it for N hits; one
+without a count holds for ever, and behind the last counted one nothing happens any more. Actions:
+
+``off``
+    Nothing.
+``error(text)``
+    Raises the point's class of error, with ``text`` if one is given.
+``delay(ms)``
+    Waits in the calling thread; under an event loop the loop stands still.
+``cancel``
+    Raises what a wait at this point ends with when it is interrupted: in a task CancelledError, elsewhere KeyboardInterrupt.
+``kill``
+    Ends this process by SIGKILL.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+from casemate.errors import (
+    AgentConnectionError,
+    CasemateError,
+    HostError,
+    HypervisorError,
+    InvalidConfigError,
+)
+
+__all__ = ["POINTS", "arm_from_settings", "armed", "calling", "hit"]
+
+VARIABLE = "CASEMATE_FAILPOINTS"
+
+POINTS: dict[str, type[CasemateError]] = {
+    "store.lock": HostError,
+    "store.clear": HostError,
+    "store.write": HostError,
+    "store.rename": HostError,
+    "store.remove": HostError,
+    "qemu.qmp_socket": HostError,
+    "qemu.qmp_connect": HostError,
+    "qemu.vsock": HostError,
+    "qemu.vsock_backend": HostError,
+    "qemu.spawn": HostError,
+    "qemu.spawned": HostError,
+    "qemu.blockdev_add": HypervisorError,
+    "qemu.device_add": HypervisorError,
+    "qemu.device_added": HypervisorError,
+    "qemu.device_del": HypervisorError,
+    "qemu.blockdev_del": HypervisorError,
+    "qemu.quit": HypervisorError,
+    "qemu.killed": HypervisorError,
+    "qemu.close": HostError,
+    "sandbox.planned": HostError,
+    "sandbox.listen": HostError,
+    "sandbox.connect": AgentConnectionError,
+    "agent.create_sandbox.before": AgentConnectionError,
+    "agent.create_sandbox.after": AgentConnectionError,
+    "agent.create_container.before": AgentConnectionError,
+    "agent.create_container.after": AgentConnectionError,
+    "agent.start_container.before": AgentConnectionError,
+    "agent.start_container.after": AgentConnectionError,
+    "agent.destroy_sandbox": AgentConnectionError,
+    "agent.close": AgentConnectionError,
+}
+"""Each point, and the error that its step may end with."""
+
+Action = Callable[[], None]
+
+
+class _Script:
+    """What one point does, hit by hit. Each term: how many hits are left to it (None: all), and its action."""
+
+    __slots__ = ("_lock", "_terms", "hits")
+
+    def __init__(self, terms: list[tuple[int | None, Action]]) -> None:
+        self._terms = terms
+        self._lock = threading.Lock()
+        self.hits = 0
+
+    def run(self) -> None:
+        action = self._next()
+        if action is not None:
+            action()
+
+    def _next(self) -> Action | None:
+        with self._lock:
+            self.hits += 1
+            while self._terms:
+                left, action = self._terms[0]
+                if left is None:
+                    return action
+                if left > 0:
+                    self._terms[0] = (left - 1, action)
+                    return action
+                del self._terms[0]
+        return None
+
+
+# What is set in this process: read at every point, so it is one dictionary, empty in normal use.
+_scripts: dict[str, _Script] = {}
+_settled = ""
+
+
+def hit(name: str) -> None:
+    """Do what is set for the point ``name``. Does not block unless told to."""
+    if _scripts and (script := _scripts.get(name)) is not None:
+        script.run()
+
+
+def arm_from_settings(text: str) -> None:
+    """Set what the environment asks for, once in a process.
+
+    Raises:
+        InvalidConfigError: As :func:`armed`.
+    """
+    global _settled
+    if text != _settled:
+        _scripts.update(_parse(text))
+        _settled = text
+
+
+@contextlib.contextmanager
+def armed(text: str) -> Iterator[Callable[[str], int]]:
+    """Set points for a while. Gives a function that counts the hits of one of them.
+
+    Raises:
+        InvalidConfigError: An unknown name or a term that can't be read; the text has what is known.
+    """
+    with _put(_parse(text)) as count:
+        yield count
+
+
+@contextlib.contextmanager
+def calling(name: str, function: Action) -> Iterator[Callable[[str], int]]:
+    """Call ``function`` at the first hit of a point. Raises: InvalidConfigError."""
+    _check_name(name)
+    with _put({name: _Script([(1, function)])}) as count:
+        yield count
+
+
+@contextlib.contextmanager
+def _put(scripts: dict[str, _Script]) -> Iterator[Callable[[str], int]]:
+    before = dict(_scripts)
+    _scripts.update(scripts)
+    try:
+        yield lambda name: scripts[name].hits
+    finally:
+        _scripts.clear()
+        _scripts.update(before)
+
+
+def _parse(text: str) -> dict[str, _Script]:
+    scripts = {}
+    for setting in filter(None, (part.strip() for part in text.split(";"))):
+        name, equals, terms = setting.partition("=")
+        name = name.strip()
+        _check_name(name)
+        if not equals:
+            raise _unreadable(setting, "'=' and an action behind the name are expected")
+        scripts[name] = _Script([_term(name, term.strip()) for term in terms.split("->")])
+    return scripts
+
+
+def _check_name(name: str) -> None:
+    if name not in POINTS:
+        raise InvalidConfigError(
+            f"there is no failpoint {name!r}; there are: {', '.join(sorted(POINTS))}", path=VARIABLE
+        )
+
+
+def _term(name: str, text: str) -> tuple[int | None, Action]:
+    count, star, action = text.partition("*")
+    # A star may also stand in an error's text.
+    if not star or not count.strip().isdecimal():
+        return None, _action(name, text)
+    return int(count), _action(name, action.strip())
+
+
+def _action(name: str, text: str) -> Action:
+    verb, bracket, argument = text.partition("(")
+    if bracket and not argument.endswith(")"):
+        raise _unreadable(text, "the bracket is not closed")
+    argument = argument[:-1]
+    if verb == "error":
+        return lambda: _fail(name, argument or f"failpoint {name}")
+    if verb == "delay":
+        if not argument.isdecimal():
+            raise _unreadable(text, "delay(MILLISECONDS) is expected")
+        return lambda: time.sleep(int(argument) / 1000)
+    plain = {"off": _nothing, "cancel": _cancel, "kill": _kill}
+    if bracket or verb not in plain:
+        raise _unreadable(text, "off, error(TEXT), delay(MILLISECONDS), cancel or kill is expected")
+    return plain[verb]
+
+
+def _unreadable(text: str, expected: str) -> InvalidConfigError:
+    return InvalidConfigError(f"{text!r} in failpoints can't be read: {expected}", path=VARIABLE)
+
+
+def _nothing() -> None:
+    """The action ``off``."""
+
+
+def _fail(name: str, text: str) -> None:
+    raise POINTS[name](text, op=name)
+
+
+def _cancel() -> None:
+    # A task can only be there when asyncio was imported; importing it here would cost more than all points.
+    asyncio = sys.modules.get("asyncio")
+    try:
+        task = asyncio.current_task() if asyncio is not None else None
+    except RuntimeError:  # no loop runs in this thread
+        task = None
+    if asyncio is None or task is None:
+        raise KeyboardInterrupt
+    raise asyncio.CancelledError
+
+
+def _kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)

@@ -1,0 +1,116 @@
+"""The grammar of failpoints, and that the registry and the source name the same points."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from pathlib import Path
+
+import pytest
+
+import casemate
+from casemate.config.settings import Settings
+from casemate.errors import HostError, HypervisorError, InvalidConfigError
+from casemate.observe import failpoints
+
+PACKAGE = Path(casemate.__file__).parent
+
+
+def test_registry_when_compared_with_the_source_then_each_point_is_passed_somewhere_and_no_other() -> None:
+    passed: set[str] = set()
+    for tree in ("_async", "persist"):
+        for path in (PACKAGE / tree).rglob("*.py"):
+            passed |= set(re.findall(r'failpoints\.hit[(,]\s*"([^"]+)"', path.read_text()))
+    assert passed == set(failpoints.POINTS)
+
+
+def test_hit_when_nothing_is_set_then_nothing_happens() -> None:
+    for name in failpoints.POINTS:
+        failpoints.hit(name)
+
+
+def test_hit_when_terms_are_counted_then_each_serves_its_hits_and_then_nothing_happens() -> None:
+    outcomes = []
+    with failpoints.armed("store.write=1*off->2*error(full: 3*4)") as hits:
+        for _ in range(5):
+            try:
+                failpoints.hit("store.write")
+                outcomes.append("")
+            except HostError as error:
+                outcomes.append(str(error))
+        assert hits("store.write") == 5
+    assert outcomes == ["", "full: 3*4", "full: 3*4", "", ""]
+    failpoints.hit("store.write")
+
+
+def test_hit_when_a_term_has_no_count_then_it_holds() -> None:
+    with failpoints.armed(" qemu.quit = 1*off -> error ; store.write=off"):
+        failpoints.hit("qemu.quit")
+        failpoints.hit("store.write")
+        for _ in range(3):
+            with pytest.raises(HypervisorError, match="failpoint qemu.quit"):
+                failpoints.hit("qemu.quit")
+
+
+def test_hit_when_delayed_then_it_waits() -> None:
+    with failpoints.armed("store.write=delay(30)"):
+        started = time.monotonic()
+        failpoints.hit("store.write")
+        assert time.monotonic() - started >= 0.03
+
+
+def test_hit_when_cancelled_in_a_thread_then_as_by_ctrl_c() -> None:
+    with failpoints.armed("store.write=cancel"), pytest.raises(KeyboardInterrupt):
+        failpoints.hit("store.write")
+
+
+async def test_hit_when_cancelled_in_a_task_then_as_a_cancelled_wait() -> None:
+    with failpoints.armed("store.write=cancel"), pytest.raises(asyncio.CancelledError):
+        failpoints.hit("store.write")
+
+
+def test_calling_when_hit_twice_then_called_once() -> None:
+    calls: list[str] = []
+    with failpoints.calling("store.write", lambda: calls.append("called")) as hits:
+        failpoints.hit("store.write")
+        failpoints.hit("store.write")
+        assert hits("store.write") == 2
+    assert calls == ["called"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "store.write",
+        "store.write=",
+        "store.write=explode",
+        "store.write=error(open",
+        "store.write=delay(soon)",
+        "store.write=delay",
+        "store.write=off(1)",
+        "store.write=1*",
+        "store.write=x*off",
+        "store.write=off->",
+    ],
+)
+def test_armed_when_a_term_makes_no_sense_then_told_what_is_expected(text: str) -> None:
+    with pytest.raises(InvalidConfigError, match="expected|not closed") as caught, failpoints.armed(text):
+        pass
+    assert caught.value.path == "CASEMATE_FAILPOINTS"
+
+
+def test_armed_when_the_name_is_unknown_then_told_which_there_are() -> None:
+    with (
+        pytest.raises(InvalidConfigError, match=r"no failpoint 'store\.wright'.*store\.write") as caught,
+        failpoints.armed("store.wright=off"),
+    ):
+        pass
+    assert caught.value.path == "CASEMATE_FAILPOINTS"
+
+
+def test_settings_when_the_environment_names_failpoints_then_they_have_them() -> None:
+    assert Settings.from_environment({"CASEMATE_FAILPOINTS": "store.write=off"}).failpoints == (
+        "store.write=off"
+    )
+    assert Settings.from_environment({}).failpoints == ""
