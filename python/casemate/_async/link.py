@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 import socket
+import threading
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from casemate import _core
@@ -70,7 +73,7 @@ async def dial_agent(
     dial = _dialler(transport, timeout_s, watch)
     started = time.monotonic()
     try:
-        fd = await compat.to_thread(dial)
+        fd = await _dialled(dial)
     except AgentConnectionError as error:
         if driver is None:
             raise
@@ -80,6 +83,31 @@ async def dial_agent(
             raise
         raise await _boot_too_slow(driver, started, timeout_s) from error
     return _client(driver, fd, ordered=driver is None, request_timeout_s=request_timeout_s)
+
+
+async def _dialled(dial: Callable[[], int]) -> int:
+    """Run ``dial`` in a thread. When the wait is given up, its socket is closed, now or when it comes."""
+    made: list[int] = []
+    given_up = False
+    lock = threading.Lock()
+
+    def run() -> int:
+        fd = dial()
+        with lock:
+            if given_up:
+                os.close(fd)
+            else:
+                made.append(fd)
+        return fd
+
+    try:
+        return await compat.to_thread(run)
+    except BaseException:
+        with lock:
+            given_up = True
+            for fd in made:
+                os.close(fd)
+        raise
 
 
 def _dialler(

@@ -1,5 +1,8 @@
 # Made by scripts/unasync.py from python/casemate/_async/sandbox.py; do not edit.
-"""A sandbox: one virtual machine, its agent, its containers. Order and rollback; the rest is delegated."""
+"""A sandbox: one virtual machine, its agent, its containers. Order and rollback; the rest is delegated.
+
+Longer than other modules: it is the one public noun with most operations, and a third of it tells what they raise and wait for.
+"""
 
 from __future__ import annotations
 
