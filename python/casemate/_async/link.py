@@ -82,7 +82,7 @@ async def dial_agent(
         if driver is None:
             raise
         raise await _boot_too_slow(driver, started, timeout_s) from error
-    return _client(driver, fd, ordered=driver is None, request_timeout_s=request_timeout_s)
+    return _client(driver, fd, ordered=False, request_timeout_s=request_timeout_s)
 
 
 async def _dialled(dial: Callable[[], int]) -> int:

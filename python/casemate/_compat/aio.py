@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import socket
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 from casemate import _core
 from casemate._compat._aio_channel import Channel, Slot
-from casemate.errors import AgentConnectionError, DeadlineExceededError
+from casemate.errors import AgentConnectionError
 
 __all__ = [
     "AgentConnection",
@@ -21,8 +20,6 @@ __all__ = [
     "Lock",
     "Reply",
     "Slot",
-    "Stream",
-    "gather",
     "shielded",
     "to_thread",
     "wait_readable",
@@ -40,16 +37,6 @@ Later = Awaitable[T]
 async def to_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Run a blocking function in a pool thread."""
     return await asyncio.to_thread(function, *args, **kwargs)
-
-
-async def gather(*steps: Callable[[], Coroutine[Any, Any, Any]]) -> list[Any]:
-    """Run steps side by side; the first failure cancels the others and is raised alone."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(step()) for step in steps]
-    except BaseExceptionGroup as errors:
-        raise errors.exceptions[0] from errors
-    return [task.result() for task in tasks]
 
 
 async def shielded(work: Coroutine[Any, Any, T]) -> T:
@@ -98,30 +85,6 @@ async def wait_readable(fds: Sequence[int], deadline: float | None) -> list[int]
             loop.remove_reader(copy)
             os.close(copy)
     return ready
-
-
-class Stream:
-    """A connected stream socket with deadlines. Owns the socket."""
-
-    __slots__ = ("_socket",)
-
-    def __init__(self, sock: socket.socket) -> None:
-        sock.setblocking(False)
-        self._socket = sock
-
-    async def send_all(self, data: bytes, deadline: float | None) -> None:
-        """Send everything. Raises: DeadlineExceededError, OSError."""
-        loop = asyncio.get_running_loop()
-        await _by(deadline, loop.sock_sendall(self._socket, data))
-
-    async def receive(self, max_bytes: int, deadline: float | None) -> bytes:
-        """What has come, at most ``max_bytes``; empty at the end. Raises: DeadlineExceededError, OSError."""
-        loop = asyncio.get_running_loop()
-        return await _by(deadline, loop.sock_recv(self._socket, max_bytes))
-
-    def close(self) -> None:
-        """Close the socket."""
-        self._socket.close()
 
 
 class Reply:
@@ -272,20 +235,3 @@ class AgentConnection:
 
 def _loop_time(loop: asyncio.AbstractEventLoop, deadline: float | None) -> float | None:
     return None if deadline is None else loop.time() + max(deadline - time.monotonic(), 0.0)
-
-
-async def _by(deadline: float | None, work: Awaitable[T]) -> T:
-    started = time.monotonic()
-    loop = asyncio.get_running_loop()
-    try:
-        async with asyncio.timeout_at(_loop_time(loop, deadline)):
-            return await work
-    except TimeoutError as error:
-        if isinstance(error, DeadlineExceededError):
-            raise
-        waited = time.monotonic() - started
-        raise DeadlineExceededError(
-            f"the socket was not ready within {waited:.3f} s",
-            deadline_s=0.0 if deadline is None else max(deadline - started, 0.0),
-            waited_s=waited,
-        ) from error

@@ -83,7 +83,7 @@ def dial_agent(
         if driver is None:
             raise
         raise _boot_too_slow(driver, started, timeout_s) from error
-    return _client(driver, fd, ordered=driver is None, request_timeout_s=request_timeout_s)
+    return _client(driver, fd, ordered=False, request_timeout_s=request_timeout_s)
 
 
 def _dialled(dial: Callable[[], int]) -> int:
