@@ -24,7 +24,9 @@ COMMANDS = {
     "kill": "send a signal to a container's first process",
     "rm": "remove a sandbox, or what a dead one left",
     "cleanup": "remove what dead owners left, from disk alone",
-    "images": "list the unpacked images",
+    "pull": "bring an image here from its registry, and unpack it",
+    "images": "list, remove and collect the images that are here",
+    "rmi": "remove images",
     "guest": "build, show or list guest kernels and initrds",
     "bench": "measure, against peers in the same run",
 }

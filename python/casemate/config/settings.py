@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -10,6 +12,8 @@ import msgspec
 from casemate.errors import InvalidConfigError
 
 __all__ = ["Settings"]
+
+_BASE = re.compile(r"https?://[^/@\s?#]+(/[^@\s?#]*)?")
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -22,6 +26,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         qemu: Path or name of QEMU's binary (``CASEMATE_QEMU``).
         timeout_factor: Every deadline is multiplied by it; for slow machines (``CASEMATE_TIMEOUT_FACTOR``).
         failpoints: Steps that shall fail, for tests (``CASEMATE_FAILPOINTS``, see ``casemate.observe.failpoints``).
+        default_registry: Host that a short name such as ``debian`` is pulled from (``CASEMATE_DEFAULT_REGISTRY``, ``docker.io``);
+            empty: short names are refused.
+        registry_mirrors: Base addresses to try first, in order, by registry host
+            (``CASEMATE_REGISTRY_MIRRORS``: ``docker.io=https://a.example,https://b.example;quay.io=…``).
+        plain_http_registries: Registries, ``host`` or ``host:port``, that are spoken to without TLS
+            (``CASEMATE_PLAIN_HTTP_REGISTRIES``, commas between); loopback addresses always are.
+        docker_config: Directory of ``config.json`` with the credentials (``DOCKER_CONFIG``, ``~/.docker``).
     """
 
     state_root: Path = Path("/run/casemate")
@@ -29,6 +40,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     qemu: str = "qemu-system-x86_64"
     timeout_factor: float = 1.0
     failpoints: str = ""
+    default_registry: str = "docker.io"
+    registry_mirrors: Mapping[str, tuple[str, ...]] = msgspec.field(default_factory=dict)
+    plain_http_registries: tuple[str, ...] = ()
+    docker_config: Path = Path("~/.docker")
 
     @classmethod
     def from_environment(cls, environment: dict[str, str] | None = None) -> Settings:
@@ -47,6 +62,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             qemu=env.get("CASEMATE_QEMU") or "qemu-system-x86_64",
             timeout_factor=_factor(env.get("CASEMATE_TIMEOUT_FACTOR", "1")),
             failpoints=env.get("CASEMATE_FAILPOINTS", ""),
+            default_registry=env.get("CASEMATE_DEFAULT_REGISTRY", "docker.io"),
+            registry_mirrors=_mirrors(env.get("CASEMATE_REGISTRY_MIRRORS", "")),
+            plain_http_registries=_hosts(env.get("CASEMATE_PLAIN_HTTP_REGISTRIES", "")),
+            docker_config=Path(env.get("DOCKER_CONFIG") or "~/.docker"),
         )
 
 
@@ -68,3 +87,28 @@ def _factor(text: str) -> float:
             path="CASEMATE_TIMEOUT_FACTOR",
         )
     return factor
+
+
+def _hosts(text: str) -> tuple[str, ...]:
+    hosts = tuple(word.strip() for word in text.split(",") if word.strip())
+    for host in hosts:
+        if "/" in host:
+            raise InvalidConfigError(
+                f"CASEMATE_PLAIN_HTTP_REGISTRIES has {host!r}, host or host:port is expected",
+                path="CASEMATE_PLAIN_HTTP_REGISTRIES",
+            )
+    return hosts
+
+
+def _mirrors(text: str) -> dict[str, tuple[str, ...]]:
+    mirrors = {}
+    for entry in filter(None, (word.strip() for word in text.split(";"))):
+        host, equals, addresses = entry.partition("=")
+        bases = tuple(word.strip() for word in addresses.split(",") if word.strip())
+        if not host or not equals or not bases or not all(_BASE.fullmatch(base) for base in bases):
+            raise InvalidConfigError(
+                f"CASEMATE_REGISTRY_MIRRORS has {entry!r}, HOST=https://MIRROR[,https://MIRROR…] is expected",
+                path="CASEMATE_REGISTRY_MIRRORS",
+            )
+        mirrors[host.strip()] = bases
+    return mirrors

@@ -10,6 +10,7 @@ from pathlib import Path
 from casemate._core import read_tree_file, unpack_layer
 from casemate.config.settings import Settings
 from casemate.errors import ImageError, UnsupportedError
+from casemate.images.disk import typed_errors
 from casemate.images.rootfs import choose_filesystem, make_filesystem
 from casemate.images.source import Candidate, Plan, shifted
 from casemate.images.store import ImageRecord, Store
@@ -45,14 +46,14 @@ def store_image(
             progress(Progress(phase=phase, done_bytes=done_bytes, total_bytes=total_bytes))
 
     def fill(work: Path) -> ImageRecord:
-        blobs = work / "blobs"
-        blobs.mkdir()
-        plan = candidate.prepare(blobs, lambda done, total: report("extract", done, total))
-        tree = work / "tree"
-        tree.mkdir(mode=0o755)
-        # For an image that says nothing of its root directory.
-        os.chmod(tree, 0o755)
-        os.utime(tree, (0, 0))
+        blobs, tree = work / "blobs", work / "tree"
+        with typed_errors(work):
+            blobs.mkdir()
+            tree.mkdir(mode=0o755)
+            # For an image that says nothing of its root directory.
+            os.chmod(tree, 0o755)
+            os.utime(tree, (0, 0))
+        plan = candidate.prepare(blobs, partial(report, candidate.phase))
         tree_bytes = _unpack(plan, tree, reference, report)
         passwd, group = (_account_text(tree, name, reference) for name in ("etc/passwd", "etc/group"))
         report("pack", 0, tree_bytes)

@@ -1,0 +1,52 @@
+"""Settings about registries from the environment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from casemate.config.settings import Settings
+from casemate.errors import InvalidConfigError
+
+
+def test_from_environment_when_registries_are_named_then_in_their_forms() -> None:
+    settings = Settings.from_environment(
+        {
+            "CASEMATE_DEFAULT_REGISTRY": "",
+            "CASEMATE_REGISTRY_MIRRORS": "docker.io=https://a.example, http://b:5000/hub ; quay.io=https://c",
+            "CASEMATE_PLAIN_HTTP_REGISTRIES": "r.lan:5000, other",
+            "DOCKER_CONFIG": "/etc/docker-client",
+        }
+    )
+    assert settings.default_registry == ""
+    assert settings.registry_mirrors == {
+        "docker.io": ("https://a.example", "http://b:5000/hub"),
+        "quay.io": ("https://c",),
+    }
+    assert settings.plain_http_registries == ("r.lan:5000", "other")
+    assert settings.docker_config == Path("/etc/docker-client")
+
+
+def test_from_environment_when_nothing_is_said_then_docker_hub_and_the_users_own_configuration() -> None:
+    settings = Settings.from_environment({})
+    assert (settings.default_registry, settings.registry_mirrors) == ("docker.io", {})
+    assert settings.docker_config == Path("~/.docker")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("CASEMATE_REGISTRY_MIRRORS", "docker.io"),
+        ("CASEMATE_REGISTRY_MIRRORS", "docker.io="),
+        ("CASEMATE_REGISTRY_MIRRORS", "docker.io=mirror.example"),
+        ("CASEMATE_REGISTRY_MIRRORS", "docker.io=https://user:secret@mirror.example"),
+        ("CASEMATE_PLAIN_HTTP_REGISTRIES", "http://r.lan"),
+    ],
+)
+def test_from_environment_when_a_registry_setting_is_wrong_then_the_variable_is_named(
+    name: str, value: str
+) -> None:
+    with pytest.raises(InvalidConfigError, match="is expected") as caught:
+        Settings.from_environment({name: value})
+    assert caught.value.path == name
