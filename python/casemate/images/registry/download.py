@@ -43,6 +43,7 @@ def download_blob(
     report: Callable[[int], None],
     *,
     reference: str,
+    timeout_factor: float = 1.0,
 ) -> None:
     """Bring ``blob`` to ``target``, a second name of a file in ``parts`` that stays until the image is stored.
 
@@ -62,7 +63,7 @@ def download_blob(
     part = parts.part(documents.digest_hex(blob.digest, reference=reference))
     with locked(part, timeout_s=_WAIT_S) as fd, os.fdopen(fd, "r+b", buffering=0, closefd=False) as file:
         try:
-            _Download(client, blob, part, file, report, reference).run()
+            _Download(client, blob, part, file, report, reference, timeout_factor).run()
             with typed_errors(part):
                 os.link(part, target)
         except (ImageError, ResourceExhaustedError):
@@ -78,6 +79,7 @@ class _Download:
         "_blob",
         "_client",
         "_done_bytes",
+        "_factor",
         "_file",
         "_hash",
         "_part",
@@ -94,7 +96,9 @@ class _Download:
         file: FileIO,
         report: Callable[[int], None],
         reference: str,
+        timeout_factor: float,
     ) -> None:
+        self._factor = timeout_factor
         self._client = client
         self._blob = blob
         self._part = part
@@ -157,7 +161,8 @@ class _Download:
                 error.add_note(f"{self._done_bytes} bytes are kept; the next pull goes on from there")
                 raise error
             # Many clients of one registry that came back must not ask it all at once.
-            time.sleep(min(_BACK_OFF_S * 2**failed, _MAX_BACK_OFF_S) * random.uniform(0.5, 1.0))
+            pause_s = min(_BACK_OFF_S * 2**failed, _MAX_BACK_OFF_S) * self._factor
+            time.sleep(pause_s * random.uniform(0.5, 1.0))
 
     def _receive(self) -> None:
         answer, start_bytes = self._client.open_blob(self._blob.digest, self._done_bytes)

@@ -39,7 +39,9 @@ def find_in_registry(
     """
     client = RegistryClient(name, reference=reference, settings=settings)
     document, manifest = _get_manifest(client, name, reference=reference, architecture=architecture)
-    files = _RegistryFiles(client, manifest, parts, reference=reference)
+    files = _RegistryFiles(
+        client, manifest, parts, reference=reference, timeout_factor=settings.timeout_factor
+    )
     candidate = candidate_from_manifest(
         files,
         document.digest,
@@ -85,9 +87,18 @@ def _get_manifest(
 class _RegistryFiles:
     """Blobs of one image, by the names that they have in a layout."""
 
-    __slots__ = ("_blobs", "_client", "_parts", "_reference")
+    __slots__ = ("_blobs", "_client", "_factor", "_parts", "_reference")
 
-    def __init__(self, client: RegistryClient, manifest: Manifest, parts: Parts, *, reference: str) -> None:
+    def __init__(
+        self,
+        client: RegistryClient,
+        manifest: Manifest,
+        parts: Parts,
+        *,
+        reference: str,
+        timeout_factor: float,
+    ) -> None:
+        self._factor = timeout_factor
         self._client = client
         self._parts = parts
         self._reference = reference
@@ -115,7 +126,15 @@ class _RegistryFiles:
         # Images have the same layer twice, the empty one most of all.
         if not path.exists():
             _check_space(blob, directory, reference=self._reference)
-            download_blob(self._client, self._parts, blob, path, report, reference=self._reference)
+            download_blob(
+                self._client,
+                self._parts,
+                blob,
+                path,
+                report,
+                reference=self._reference,
+                timeout_factor=self._factor,
+            )
         return Provided(path=path, size_bytes=blob.size)
 
 
