@@ -32,6 +32,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             (``CASEMATE_REGISTRY_MIRRORS``: ``docker.io=https://a.example,https://b.example;quay.io=…``).
         plain_http_registries: Registries, ``host`` or ``host:port``, that are spoken to without TLS
             (``CASEMATE_PLAIN_HTTP_REGISTRIES``, commas between); loopback addresses always are.
+        max_image_bytes: Most bytes that an image may unpack to, holes counted (``CASEMATE_MAX_IMAGE_BYTES``, 64 GiB).
         docker_config: Directory of ``config.json`` with the credentials (``DOCKER_CONFIG``, ``~/.docker``).
     """
 
@@ -43,6 +44,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     default_registry: str = "docker.io"
     registry_mirrors: Mapping[str, tuple[str, ...]] = msgspec.field(default_factory=dict)
     plain_http_registries: tuple[str, ...] = ()
+    max_image_bytes: int = 64 << 30
     docker_config: Path = Path("~/.docker")
 
     @classmethod
@@ -65,6 +67,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             default_registry=env.get("CASEMATE_DEFAULT_REGISTRY", "docker.io"),
             registry_mirrors=_mirrors(env.get("CASEMATE_REGISTRY_MIRRORS", "")),
             plain_http_registries=_hosts(env.get("CASEMATE_PLAIN_HTTP_REGISTRIES", "")),
+            max_image_bytes=_bytes(env.get("CASEMATE_MAX_IMAGE_BYTES") or str(64 << 30)),
             docker_config=Path(env.get("DOCKER_CONFIG") or "~/.docker"),
         )
 
@@ -87,6 +90,16 @@ def _factor(text: str) -> float:
             path="CASEMATE_TIMEOUT_FACTOR",
         )
     return factor
+
+
+def _bytes(text: str) -> int:
+    # Longer numbers are no sizes, and Python refuses to read very long ones.
+    if not (text.isascii() and text.isdigit() and len(text) <= 18 and int(text) > 0):
+        raise InvalidConfigError(
+            f"CASEMATE_MAX_IMAGE_BYTES is {text!r}, a whole number of bytes is expected",
+            path="CASEMATE_MAX_IMAGE_BYTES",
+        )
+    return int(text)
 
 
 def _hosts(text: str) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ def test_from_environment_when_registries_are_named_then_in_their_forms() -> Non
             "CASEMATE_REGISTRY_MIRRORS": "docker.io=https://a.example, http://b:5000/hub ; quay.io=https://c",
             "CASEMATE_PLAIN_HTTP_REGISTRIES": "r.lan:5000, other",
             "DOCKER_CONFIG": "/etc/docker-client",
+            "CASEMATE_MAX_IMAGE_BYTES": "1000",
         }
     )
     assert settings.default_registry == ""
@@ -26,6 +27,7 @@ def test_from_environment_when_registries_are_named_then_in_their_forms() -> Non
     }
     assert settings.plain_http_registries == ("r.lan:5000", "other")
     assert settings.docker_config == Path("/etc/docker-client")
+    assert settings.max_image_bytes == 1000
 
 
 def test_from_environment_when_nothing_is_said_then_docker_hub_and_the_users_own_configuration() -> None:
@@ -42,6 +44,9 @@ def test_from_environment_when_nothing_is_said_then_docker_hub_and_the_users_own
         ("CASEMATE_REGISTRY_MIRRORS", "docker.io=mirror.example"),
         ("CASEMATE_REGISTRY_MIRRORS", "docker.io=https://user:secret@mirror.example"),
         ("CASEMATE_PLAIN_HTTP_REGISTRIES", "http://r.lan"),
+        ("CASEMATE_MAX_IMAGE_BYTES", "1G"),
+        ("CASEMATE_MAX_IMAGE_BYTES", "0"),
+        ("CASEMATE_MAX_IMAGE_BYTES", "9" * 5000),
     ],
 )
 def test_from_environment_when_a_registry_setting_is_wrong_then_the_variable_is_named(

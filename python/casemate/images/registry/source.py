@@ -22,7 +22,6 @@ __all__ = ["find_in_registry"]
 
 _MAX_DEPTH = 4
 _MAX_LAYERS = 500
-_MAX_BYTES = 64 << 30
 _OLD_MANIFEST = "application/vnd.docker.distribution.manifest.v1+"
 
 
@@ -42,6 +41,7 @@ def find_in_registry(
     files = _RegistryFiles(
         client, manifest, parts, reference=reference, timeout_factor=settings.timeout_factor
     )
+    _check_sizes(manifest, reference=reference, max_bytes=settings.max_image_bytes)
     candidate = candidate_from_manifest(
         files,
         document.digest,
@@ -105,7 +105,6 @@ class _RegistryFiles:
         self._blobs: dict[str, Descriptor] = {}
         for blob in (manifest.config, *manifest.layers):
             self._blobs[f"blobs/sha256/{documents.digest_hex(blob.digest, reference=reference)}"] = blob
-        _check_sizes(manifest, reference=reference)
 
     def read(self, name: str, *, max_bytes: int) -> bytes | None:
         """A small blob. Raises RegistryError when larger than ``max_bytes``."""
@@ -138,7 +137,7 @@ class _RegistryFiles:
         return Provided(path=path, size_bytes=blob.size)
 
 
-def _check_sizes(manifest: Manifest, *, reference: str) -> None:
+def _check_sizes(manifest: Manifest, *, reference: str, max_bytes: int) -> None:
     """Before the first byte: what is promised must be something this host would take."""
     if len(manifest.layers) > _MAX_LAYERS:
         raise ImageError(
@@ -153,9 +152,9 @@ def _check_sizes(manifest: Manifest, *, reference: str) -> None:
                 digest=blob.digest,
             )
     total_bytes = sum(blob.size for blob in manifest.layers)
-    if total_bytes > _MAX_BYTES:
+    if total_bytes > max_bytes:
         raise ImageError(
-            f"the layers of image {reference!r} have {total_bytes} bytes, at most {_MAX_BYTES} are expected",
+            f"the layers of image {reference!r} have {total_bytes} bytes, at most {max_bytes} are expected",
             reference=reference,
         )
 
