@@ -68,7 +68,8 @@ def try_locked(path: Path, *, shared: bool = False) -> Iterator[int | None]:
     """
     # A shared lock is also for a cache that can't be written.
     access = os.O_RDONLY if shared else os.O_RDWR
-    fd = os.open(path, access | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    with typed_errors(path):
+        fd = os.open(path, access | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         try:
             fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from casemate.config.settings import Settings
-from casemate.errors import ImageError, InvalidStateError, NotFoundError
+from casemate.errors import ImageError, InvalidStateError, NotFoundError, ResourceExhaustedError
 from casemate.images import layout
 from casemate.images.reference import Reference, is_name, parse_reference
 from casemate.images.source import Candidate, DirectoryFiles, Files
@@ -143,7 +143,12 @@ def _from_registry(
     candidate = find_in_registry(
         name, parts=store, reference=parsed.text, architecture=_ARCHITECTURE, settings=settings
     )
-    image = _put(store, candidate, reference=parsed.text, settings=settings, progress=progress)
+    try:
+        image = _put(store, candidate, reference=parsed.text, settings=settings, progress=progress)
+    except ResourceExhaustedError:
+        # The disk is full, and others want the room more than the next try wants a start.
+        store.remove_parts(only=candidate.parts)
+        raise
     store.remove_parts(only=candidate.parts)
     return image
 

@@ -274,20 +274,16 @@ class Store:
             raise self.unknown(text)
         by_name = image.name in self._spellings(text)
 
-        def forget(names: dict[str, str]) -> bool:
+        def forget(names: dict[str, str]) -> None:
             for name in [
                 n for n, d in names.items() if d == image.digest and (not by_name or n == image.name)
             ]:
                 del names[name]
-            return image.digest not in names.values()
-
-        if self._change_names(forget):
-            with (
-                typed_errors(self._root),
-                self._locked(_hex(image.digest), _MAKE_TIMEOUT_S),
-                contextlib.suppress(FileNotFoundError),
-            ):
+            if image.digest not in names.values():
                 self._remove_directory(image.digest)
+
+        with self._locked(_hex(image.digest), _MAKE_TIMEOUT_S):
+            self._change_names(forget)
 
     def collect(self, digest: str, *, used_before: float) -> bool:
         """Remove an image with all its names when nobody used it since ``used_before``; whether it was removed.
@@ -309,10 +305,12 @@ class Store:
         return True
 
     def _remove_directory(self, digest: str) -> None:
-        doomed = Path(tempfile.mkdtemp(prefix=f"{_hex(digest)}.", dir=self._root / "work"))
-        with removed_at_end(doomed):
-            # First out of sight, in one step.
-            os.rename(self._directory(digest), doomed / "image")
+        """Remove an image, whose lock the caller has. It needs no room: a full disk is when people remove."""
+        doomed = self._root / "work" / f"{_hex(digest)}.{os.urandom(4).hex()}"
+        # First out of sight, in one step.
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(self._directory(digest), doomed)
+        remove_tree(doomed)
 
     def unknown(self, text: str) -> NotFoundError:
         """The error for a reference that names nothing. Blocks: for one small read."""
