@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from casemate import _core
 from casemate._async.agent import AsyncAgentClient, AsyncPipeline
 from casemate._async.container import AsyncContainer, new_container_id
-from casemate._async.hypervisor.qemu import AsyncQemu
+from casemate._async.hypervisor.drivers import make_driver
 from casemate._async.link import await_agent, dial_agent
 from casemate._async.undo import AsyncUndoStack, raise_with
 from casemate._compat import aio as compat
@@ -46,6 +46,7 @@ from casemate.persist.store import SandboxDirectory, is_owned, load_record, proc
 from casemate.types import ContainerId, Phase, Progress, SandboxId, State, check_transition
 
 if TYPE_CHECKING:
+    from casemate._async.hypervisor import AsyncHypervisor
     from casemate.guest import GuestAssets
     from casemate.images import Image
 
@@ -103,7 +104,7 @@ class AsyncSandbox:
         self._undo = AsyncUndoStack()
         self._lock = compat.Lock()
         self._directory: SandboxDirectory | None = None
-        self._driver: AsyncQemu | None = None
+        self._driver: AsyncHypervisor | None = None
         self._host_port = choose_host_port()
         self._agent: AsyncAgentClient | None = None
         self._record: SandboxRecord | None = None
@@ -237,19 +238,10 @@ class AsyncSandbox:
 
     async def _plan(
         self, images: Sequence[Image], progress: Callable[[Progress], None] | None
-    ) -> tuple[AsyncQemu, tuple[BlockAddress, ...]]:
+    ) -> tuple[AsyncHypervisor, tuple[BlockAddress, ...]]:
         """Decide on everything; nothing is made."""
-        from casemate import guest
-
-        driver = await AsyncQemu.create(self.config, self._settings, sandbox_id=self.id)
-        self._assets = await compat.to_thread(
-            guest.resolve,
-            self.config.kernel,
-            self.config.initrd,
-            image=self.config.image,
-            machine=self.config.machine,
-            settings=self._settings,
-            progress=_steps(progress),
+        driver, self._assets = await make_driver(
+            self.config, self._settings, sandbox_id=self.id, progress=_steps(progress)
         )
         boot = boot_assets(
             self.config,
@@ -262,7 +254,7 @@ class AsyncSandbox:
             boot, [_disk(f"rootfs{index}", image) for index, image in enumerate(images)]
         )
 
-    async def _boot(self, driver: AsyncQemu) -> None:
+    async def _boot(self, driver: AsyncHypervisor) -> None:
         self._directory = SandboxDirectory.take(self._settings, self.id)
         self._undo.push("state directory", self._remove_directory)
         self._driver = driver
@@ -282,7 +274,7 @@ class AsyncSandbox:
         self._clock.mark("boot")
 
     async def _connect(
-        self, driver: AsyncQemu, transport: Transport, listener: socket.socket
+        self, driver: AsyncHypervisor, transport: Transport, listener: socket.socket
     ) -> AsyncAgentClient:
         boot_s, request_s = self._timeouts.boot_s, self._timeouts.request_s
         if self._guest_assets().agent == "casemate":
@@ -589,7 +581,7 @@ class AsyncSandbox:
             )
         return self._agent
 
-    def _own_driver(self, op: str) -> AsyncQemu:
+    def _own_driver(self, op: str) -> AsyncHypervisor:
         if self._driver is None:
             raise InvalidStateError(
                 f"{op} is for the process that owns sandbox {self.id}",

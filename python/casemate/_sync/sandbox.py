@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from casemate import _core
 from casemate._sync.agent import AgentClient, Pipeline
 from casemate._sync.container import Container, new_container_id
-from casemate._sync.hypervisor.qemu import Qemu
+from casemate._sync.hypervisor.drivers import make_driver
 from casemate._sync.link import await_agent, dial_agent
 from casemate._sync.undo import UndoStack, raise_with
 from casemate._compat import blocking as compat
@@ -47,6 +47,7 @@ from casemate.persist.store import SandboxDirectory, is_owned, load_record, proc
 from casemate.types import ContainerId, Phase, Progress, SandboxId, State, check_transition
 
 if TYPE_CHECKING:
+    from casemate._sync.hypervisor import Hypervisor
     from casemate.guest import GuestAssets
     from casemate.images import Image
 
@@ -104,7 +105,7 @@ class Sandbox:
         self._undo = UndoStack()
         self._lock = compat.Lock()
         self._directory: SandboxDirectory | None = None
-        self._driver: Qemu | None = None
+        self._driver: Hypervisor | None = None
         self._host_port = choose_host_port()
         self._agent: AgentClient | None = None
         self._record: SandboxRecord | None = None
@@ -238,19 +239,10 @@ class Sandbox:
 
     def _plan(
         self, images: Sequence[Image], progress: Callable[[Progress], None] | None
-    ) -> tuple[Qemu, tuple[BlockAddress, ...]]:
+    ) -> tuple[Hypervisor, tuple[BlockAddress, ...]]:
         """Decide on everything; nothing is made."""
-        from casemate import guest
-
-        driver = Qemu.create(self.config, self._settings, sandbox_id=self.id)
-        self._assets = compat.to_thread(
-            guest.resolve,
-            self.config.kernel,
-            self.config.initrd,
-            image=self.config.image,
-            machine=self.config.machine,
-            settings=self._settings,
-            progress=_steps(progress),
+        driver, self._assets = make_driver(
+            self.config, self._settings, sandbox_id=self.id, progress=_steps(progress)
         )
         boot = boot_assets(
             self.config,
@@ -263,7 +255,7 @@ class Sandbox:
             boot, [_disk(f"rootfs{index}", image) for index, image in enumerate(images)]
         )
 
-    def _boot(self, driver: Qemu) -> None:
+    def _boot(self, driver: Hypervisor) -> None:
         self._directory = SandboxDirectory.take(self._settings, self.id)
         self._undo.push("state directory", self._remove_directory)
         self._driver = driver
@@ -283,7 +275,7 @@ class Sandbox:
         self._clock.mark("boot")
 
     def _connect(
-        self, driver: Qemu, transport: Transport, listener: socket.socket
+        self, driver: Hypervisor, transport: Transport, listener: socket.socket
     ) -> AgentClient:
         boot_s, request_s = self._timeouts.boot_s, self._timeouts.request_s
         if self._guest_assets().agent == "casemate":
@@ -590,7 +582,7 @@ class Sandbox:
             )
         return self._agent
 
-    def _own_driver(self, op: str) -> Qemu:
+    def _own_driver(self, op: str) -> Hypervisor:
         if self._driver is None:
             raise InvalidStateError(
                 f"{op} is for the process that owns sandbox {self.id}",
