@@ -28,6 +28,7 @@ __all__ = ["MockHypervisor"]
 
 VSOCK_SOCKET = "vsock.sock"
 _END_S = 5.0
+_TAIL_S = 0.5
 
 
 class MockHypervisor:
@@ -112,8 +113,10 @@ class MockHypervisor:
         process = self.process
         if process.exit_status() is None:
             compat.wait_readable([process.fileno()], time.monotonic() + wait_s)
-        status = process.exit_status()
-        if status is None:
+        try:
+            # Seen ending is not yet reaped.
+            status = compat.to_thread(process.wait, _TAIL_S)
+        except DeadlineExceededError:
             return None
         cause = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
         tail = process.stderr_tail().decode("utf-8", "replace")

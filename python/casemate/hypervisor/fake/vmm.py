@@ -13,6 +13,7 @@ guest calls the host as soon as it has booted, on the port that its kernel param
 
 from __future__ import annotations
 
+import functools
 import heapq
 import itertools
 import json
@@ -138,15 +139,22 @@ class Vmm:
         if boot == "panic":
             self._after(0.0, self._panic)
         elif not boot:
-            ports = [word.partition("=")[2] for word in parameters if word.startswith("casemate.host_port=")]
-            self._after(0.0, lambda: self._call_host(ports[-1]))
+            for word in parameters:
+                name, _, port = word.partition("=")
+                if name == "casemate.host_port":
+                    self._after(0.0, functools.partial(self._call_host, port))
 
     def _call_host(self, port: str) -> None:
         if self._machine.paused:
-            self._after(0.01, lambda: self._call_host(port))
+            self._after(0.01, functools.partial(self._call_host, port))
             return
         connection = socket.socket(socket.AF_UNIX)
-        connection.connect(f"{self._uds}_{port}")
+        try:
+            connection.connect(f"{self._uds}_{port}")
+        except OSError as error:
+            self._say(f"[    0.1] no host: {error}\r\n".encode())
+            connection.close()
+            return
         self._serve_guest(connection)
 
     def _bound(self, path: str) -> socket.socket:
