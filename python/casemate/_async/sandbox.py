@@ -9,6 +9,7 @@ import contextlib
 import logging
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -80,8 +81,10 @@ class AsyncSandbox:
         "_host_port",
         "_lock",
         "_record",
+        "_saving",
         "_settings",
         "_state",
+        "_stopping",
         "_timeouts",
         "_undo",
         "_vmm",
@@ -103,6 +106,8 @@ class AsyncSandbox:
         self._containers: dict[ContainerId, AsyncContainer] = {}
         self._undo = AsyncUndoStack()
         self._lock = compat.Lock()
+        self._stopping = compat.Lock()
+        self._saving = threading.Lock()
         self._directory: SandboxDirectory | None = None
         self._driver: AsyncHypervisor | None = None
         self._host_port = choose_host_port()
@@ -487,10 +492,10 @@ class AsyncSandbox:
         Raises: what could not be undone, as an ExceptionGroup when it is more than one failure.
         Blocks: for the guest's and the VMM's end, at most ``timeouts.stop_s`` each.
         """
-        if self._state is State.STOPPED:
-            return
-        # As a whole: a cancellation after the guest's end must not leave the machine.
-        await compat.shielded(self._stop())
+        async with self._stopping:
+            if self._state is not State.STOPPED:
+                # As a whole: a cancellation after the guest's end must not leave the machine.
+                await compat.shielded(self._stop())
 
     async def _stop(self) -> None:
         failures: list[BaseException] = []
@@ -593,8 +598,10 @@ class AsyncSandbox:
         return self._driver
 
     def _save(self) -> None:
-        if self._directory is not None and self._state is not State.STOPPED:
-            self._directory.write(self._make_record())
+        # Several threads may change it: what is written last is what was seen last.
+        with self._saving:
+            if self._directory is not None and self._state is not State.STOPPED:
+                self._directory.write(self._make_record())
 
     def _make_record(self) -> SandboxRecord:
         driver, assets = self._own_driver("inspect"), self._guest_assets()
@@ -614,7 +621,7 @@ class AsyncSandbox:
             initrd=None if assets.initrd is None else str(assets.initrd),
             vmm=self._vmm,
             agent_url=self.agent_url,
-            containers=tuple(container.record() for container in self._containers.values()),
+            containers=tuple(container.record() for container in self.containers),
         )
 
     def _guest_assets(self) -> GuestAssets:
