@@ -20,6 +20,7 @@ from casemate._async.agent import AsyncAgentClient, AsyncPipeline
 from casemate._async.container import AsyncContainer, new_container_id
 from casemate._async.hypervisor.drivers import make_driver
 from casemate._async.link import await_agent, dial_agent
+from casemate._async.pull import prepare_image
 from casemate._async.undo import AsyncUndoStack, raise_with
 from casemate._compat import aio as compat
 from casemate.agent import messages
@@ -554,9 +555,7 @@ class AsyncSandbox:
     ) -> Image:
         from casemate import images
 
-        return await compat.to_thread(
-            images.resolve, config.image, settings=self._settings, progress=progress
-        )
+        return await prepare_image(images.resolve, config.image, settings=self._settings, progress=progress)
 
     async def _find_image(self, digest: str) -> Image | None:
         from casemate import images

@@ -21,6 +21,7 @@ from casemate._sync.agent import AgentClient, Pipeline
 from casemate._sync.container import Container, new_container_id
 from casemate._sync.hypervisor.drivers import make_driver
 from casemate._sync.link import await_agent, dial_agent
+from casemate._sync.pull import prepare_image
 from casemate._sync.undo import UndoStack, raise_with
 from casemate._compat import blocking as compat
 from casemate.agent import messages
@@ -555,7 +556,7 @@ class Sandbox:
     ) -> Image:
         from casemate import images
 
-        return compat.to_thread(
+        return prepare_image(
             images.resolve, config.image, settings=self._settings, progress=progress
         )
 
