@@ -582,6 +582,15 @@ def test_pull_when_the_registry_speaks_tls_then_only_with_a_certificate_that_is_
             images.pull("127.0.0.1:1/app:1", settings=mirrored)
         assert "redirects from https to http" in caught.value.__notes__[0]
 
+        def ask_without_tls(handler: Handler) -> bool:
+            challenge(handler, "http://127.0.0.1:1/token")
+            return True
+
+        registry.fault = ask_without_tls
+        with pytest.raises(RegistryError) as caught:
+            images.pull("127.0.0.1:1/app:1", settings=mirrored)
+        assert "authorisation server without TLS" in caught.value.__notes__[0]
+
 
 def test_pull_when_a_host_is_not_loopback_then_plain_http_only_when_asked_for(settings: Settings) -> None:
     opened = transport.Transport(is_plain=lambda host: host == "0.0.0.0:1")
