@@ -241,7 +241,7 @@ class AsyncSandbox:
         """Decide on everything; nothing is made."""
         from casemate import guest
 
-        driver = await AsyncQemu.create(self.config, self._settings, sandbox_id=self.id)
+        driver = await self._make_driver()
         self._assets = await compat.to_thread(
             guest.resolve,
             self.config.kernel,
@@ -261,6 +261,9 @@ class AsyncSandbox:
         return driver, driver.plan(
             boot, [_disk(f"rootfs{index}", image) for index, image in enumerate(images)]
         )
+
+    async def _make_driver(self) -> AsyncQemu:
+        return await AsyncQemu.create(self.config, self._settings, sandbox_id=self.id)
 
     async def _boot(self, driver: AsyncQemu) -> None:
         self._directory = SandboxDirectory.take(self._settings, self.id)

@@ -242,7 +242,7 @@ class Sandbox:
         """Decide on everything; nothing is made."""
         from casemate import guest
 
-        driver = Qemu.create(self.config, self._settings, sandbox_id=self.id)
+        driver = self._make_driver()
         self._assets = compat.to_thread(
             guest.resolve,
             self.config.kernel,
@@ -262,6 +262,9 @@ class Sandbox:
         return driver, driver.plan(
             boot, [_disk(f"rootfs{index}", image) for index, image in enumerate(images)]
         )
+
+    def _make_driver(self) -> Qemu:
+        return Qemu.create(self.config, self._settings, sandbox_id=self.id)
 
     def _boot(self, driver: Qemu) -> None:
         self._directory = SandboxDirectory.take(self._settings, self.id)

@@ -25,6 +25,7 @@ COMMANDS = {
     "rm": "remove a sandbox, or what a dead one left",
     "cleanup": "remove what dead owners left, from disk alone",
     "images": "list the unpacked images",
+    "check": "tell what this host can do, with the cure for what it can't",
     "guest": "build, show or list guest kernels and initrds",
     "bench": "measure, against peers in the same run",
 }
