@@ -9,19 +9,6 @@ from casemate.cli import options as common
 from casemate.config.settings import Settings
 from casemate.host.report import HostReport, look_at_host
 
-DESCRIPTION = """\
-Tells what this host can do, by trying it: accelerator, vsock, tap devices, cgroups, memory, disk, tools. For whatever is not there it says
-why and what to do. Nothing is changed, no module loaded.
-
-With --boot a small guest is really booted, with KVM where that can make VMs and with software emulation. What comes out is kept until the
-host restarts or its QEMU or KVM changes, and decides what accel "auto" means from then on."""
-STATUS = {0: "sandboxes can start", 1: "something that every sandbox needs is missing"}
-EXAMPLES = (
-    ("casemate check", "what there is, what is missing, what to do"),
-    ("casemate check --boot", "the same, proven by a guest"),
-    ("casemate check --json", "for machines"),
-)
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``check``."""
