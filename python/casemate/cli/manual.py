@@ -10,11 +10,11 @@ import msgspec
 
 __all__ = ["PAGES", "Page", "page"]
 
-_FAILED = {0: "done", 1: "it failed; the reason is on stderr", 2: "wrong use"}
+_FAILED = {"0": "done", "1": "it failed; the reason is on stderr", "2": "wrong use"}
 _PROCESS = {
-    125: "casemate failed before the command ran; the reason is on stderr",
-    126: "the command can't be executed",
-    127: "there is no such command",
+    "125": "casemate failed before the command ran; the reason is on stderr",
+    "126": "the command can't be executed",
+    "127": "there is no such command",
 }
 _MOST_COLUMNS = 100
 
@@ -30,7 +30,7 @@ class Page(msgspec.Struct, frozen=True):
 
     text: str = ""
     examples: Sequence[tuple[str, str]] = ()
-    status: Mapping[int | str, str] = {}
+    status: Mapping[str, str] = {}
 
 
 PAGES: dict[str, Page] = {
@@ -102,7 +102,7 @@ PAGES: dict[str, Page] = {
             ("casemate check --boot", "the same, proven by guests; up to some minutes"),
             ("casemate check --json", "for machines"),
         ),
-        {0: "sandboxes can start", 1: "something that every sandbox needs is missing"},
+        {"0": "sandboxes can start", "1": "something that every sandbox needs is missing"},
     ),
     "casemate env": Page(
         "Prints versions, paths and facts of host, guest and VMM, as TOML or JSON: what to put into a report of a problem.",
@@ -159,11 +159,8 @@ def page(prog: str, summary: str) -> tuple[str, str]:
     ]
     lines = ["exit status:"]
     # What a command does not say is as with most; those that pass a status on have no 1 of their own.
-    statuses: dict[int | str, str] = {
-        **({2: _FAILED[2]} if "other" in known.status else _FAILED),
-        **known.status,
-    }
-    lines += [f"  {number!s:<6}{text}" for number, text in statuses.items()]
+    statuses = {**({"2": _FAILED["2"]} if "other" in known.status else _FAILED), **known.status}
+    lines += [f"  {number:<6}{text}" for number, text in statuses.items()]
     if known.examples:
         lines += ["", "examples:"]
         for line, what in known.examples:
