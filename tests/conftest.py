@@ -14,6 +14,7 @@ import pytest
 from casemate import _core
 from casemate.config.settings import Settings
 from tests.support import capabilities, images, leaks
+from tests.support.fake_vm import FakeVm, make_fake_vm
 from tests.support.report import level_of
 
 # A busy machine is no finding of a test; the time limit of the whole test stays.
@@ -69,6 +70,19 @@ def settings(state_root: Path, cache_root: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("CASEMATE_STATE_ROOT", str(state_root))
     monkeypatch.setenv("CASEMATE_CACHE", str(cache_root))
     return Settings.from_environment()
+
+
+@pytest.fixture(scope="session")
+def _fake_vm_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("fake-vm")
+
+
+@pytest.fixture
+def fake_vm(_fake_vm_directory: Path, state_root: Path, tmp_path: Path) -> FakeVm:
+    """Sandboxes without a guest, in a state root of this test alone. The cache is shared by the run."""
+    return make_fake_vm(
+        _fake_vm_directory, _fake_vm_directory / "cache", state_root, tmp_path / "asked.jsonl"
+    )
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -24,6 +24,7 @@ from casemate import (
     Settings,
     VmmExitedError,
 )
+from casemate._async.hypervisor.qemu import AsyncQemu
 from casemate.observe import failpoints
 from casemate.persist.store import load_record
 from tests.support import guest_devices as views
@@ -81,7 +82,9 @@ def looping(image: str) -> ContainerConfig:
 async def look(sandbox: AsyncSandbox, settings: Settings, namespace: str) -> None:
     """All four views agree with what the sandbox says is attached."""
     attached: list[Any] = list(sandbox.attachments)
-    client = await sandbox._own_driver("test").qmp()
+    driver = sandbox._own_driver("test")
+    assert isinstance(driver, AsyncQemu)
+    client = await driver.qmp()
     answers = await client.execute_many(views.qemu_queries(), timeout_s=30)
     assert views.qemu_view(answers) == views.expected_qemu(attached, {"drive-rootfs0"})
 

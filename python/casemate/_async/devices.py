@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from casemate._async.agent import DEVICE_SERVICE, AsyncAgentClient
-from casemate._async.hypervisor.qemu import AsyncQemu
+from casemate._async.hypervisor import AsyncHypervisor
 from casemate._async.transaction import Performer
 from casemate._async.undo import AsyncUndoStack, raise_with
 from casemate._compat import aio as compat
@@ -50,7 +50,7 @@ class AsyncDevices:
 
     def __init__(
         self,
-        driver: AsyncQemu,
+        driver: AsyncHypervisor,
         agent: AsyncAgentClient,
         features: tuple[str, ...],
         changed: Callable[[], None],

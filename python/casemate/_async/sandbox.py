@@ -9,6 +9,7 @@ import contextlib
 import logging
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from casemate import _core
 from casemate._async.agent import AsyncAgentClient, AsyncPipeline
 from casemate._async.container import AsyncContainer, new_container_id
-from casemate._async.hypervisor.qemu import AsyncQemu
+from casemate._async.hypervisor.drivers import make_driver
 from casemate._async.link import await_agent, dial_agent
 from casemate._async.undo import AsyncUndoStack, raise_with
 from casemate._compat import aio as compat
@@ -57,6 +58,7 @@ from casemate.types import (
 
 if TYPE_CHECKING:
     from casemate._async.devices import AsyncDevices
+    from casemate._async.hypervisor import AsyncHypervisor
     from casemate.guest import GuestAssets
     from casemate.images import Image
 
@@ -91,8 +93,10 @@ class AsyncSandbox:
         "_host_port",
         "_lock",
         "_record",
+        "_saving",
         "_settings",
         "_state",
+        "_stopping",
         "_timeouts",
         "_undo",
         "_vmm",
@@ -114,8 +118,10 @@ class AsyncSandbox:
         self._containers: dict[ContainerId, AsyncContainer] = {}
         self._undo = AsyncUndoStack()
         self._lock = compat.Lock()
+        self._stopping = compat.Lock()
+        self._saving = threading.Lock()
         self._directory: SandboxDirectory | None = None
-        self._driver: AsyncQemu | None = None
+        self._driver: AsyncHypervisor | None = None
         self._devices: AsyncDevices | None = None
         self._host_port = choose_host_port()
         self._agent: AsyncAgentClient | None = None
@@ -250,19 +256,10 @@ class AsyncSandbox:
 
     async def _plan(
         self, images: Sequence[Image], progress: Callable[[Progress], None] | None
-    ) -> tuple[AsyncQemu, tuple[BlockAddress, ...]]:
+    ) -> tuple[AsyncHypervisor, tuple[BlockAddress, ...]]:
         """Decide on everything; nothing is made."""
-        from casemate import guest
-
-        driver = await AsyncQemu.create(self.config, self._settings, sandbox_id=self.id)
-        self._assets = await compat.to_thread(
-            guest.resolve,
-            self.config.kernel,
-            self.config.initrd,
-            image=self.config.image,
-            machine=self.config.machine,
-            settings=self._settings,
-            progress=_steps(progress),
+        driver, self._assets = await make_driver(
+            self.config, self._settings, sandbox_id=self.id, progress=_steps(progress)
         )
         boot = boot_assets(
             self.config,
@@ -275,7 +272,7 @@ class AsyncSandbox:
             boot, [_disk(f"rootfs{index}", image) for index, image in enumerate(images)]
         )
 
-    async def _boot(self, driver: AsyncQemu) -> None:
+    async def _boot(self, driver: AsyncHypervisor) -> None:
         self._directory = SandboxDirectory.take(self._settings, self.id)
         self._undo.push("state directory", self._remove_directory)
         self._driver = driver
@@ -296,7 +293,7 @@ class AsyncSandbox:
         self._clock.mark("boot")
 
     async def _connect(
-        self, driver: AsyncQemu, transport: Transport, listener: socket.socket
+        self, driver: AsyncHypervisor, transport: Transport, listener: socket.socket
     ) -> AsyncAgentClient:
         boot_s, request_s = self._timeouts.boot_s, self._timeouts.request_s
         if self._guest_assets().agent == "casemate":
@@ -604,10 +601,10 @@ class AsyncSandbox:
         Raises: what could not be undone, as an ExceptionGroup when it is more than one failure.
         Blocks: for the guest's and the VMM's end, at most ``timeouts.stop_s`` each.
         """
-        if self._state is State.STOPPED:
-            return
-        # As a whole: a cancellation after the guest's end must not leave the machine.
-        await compat.shielded(self._stop())
+        async with self._stopping:
+            if self._state is not State.STOPPED:
+                # As a whole: a cancellation after the guest's end must not leave the machine.
+                await compat.shielded(self._stop())
 
     async def _stop(self) -> None:
         failures: list[BaseException] = []
@@ -698,7 +695,7 @@ class AsyncSandbox:
             )
         return self._agent
 
-    def _own_driver(self, op: str) -> AsyncQemu:
+    def _own_driver(self, op: str) -> AsyncHypervisor:
         if self._driver is None:
             raise InvalidStateError(
                 f"{op} is for the process that owns sandbox {self.id}",
@@ -710,8 +707,10 @@ class AsyncSandbox:
         return self._driver
 
     def _save(self) -> None:
-        if self._directory is not None and self._state is not State.STOPPED:
-            self._directory.write(self._make_record())
+        # Several threads may change it: what is written last is what was seen last.
+        with self._saving:
+            if self._directory is not None and self._state is not State.STOPPED:
+                self._directory.write(self._make_record())
 
     def _make_record(self) -> SandboxRecord:
         driver, assets = self._own_driver("inspect"), self._guest_assets()
@@ -731,7 +730,7 @@ class AsyncSandbox:
             initrd=None if assets.initrd is None else str(assets.initrd),
             vmm=self._vmm,
             agent_url=self.agent_url,
-            containers=tuple(container.record() for container in self._containers.values()),
+            containers=tuple(container.record() for container in self.containers),
             topology=driver.topology,
             devices=self.attachments,
         )

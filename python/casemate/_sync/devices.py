@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from casemate._sync.agent import DEVICE_SERVICE, AgentClient
-from casemate._sync.hypervisor.qemu import Qemu
+from casemate._sync.hypervisor import Hypervisor
 from casemate._sync.transaction import Performer
 from casemate._sync.undo import UndoStack, raise_with
 from casemate._compat import blocking as compat
@@ -51,7 +51,7 @@ class Devices:
 
     def __init__(
         self,
-        driver: Qemu,
+        driver: Hypervisor,
         agent: AgentClient,
         features: tuple[str, ...],
         changed: Callable[[], None],

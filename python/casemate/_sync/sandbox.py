@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from casemate import _core
 from casemate._sync.agent import AgentClient, Pipeline
 from casemate._sync.container import Container, new_container_id
-from casemate._sync.hypervisor.qemu import Qemu
+from casemate._sync.hypervisor.drivers import make_driver
 from casemate._sync.link import await_agent, dial_agent
 from casemate._sync.undo import UndoStack, raise_with
 from casemate._compat import blocking as compat
@@ -58,6 +59,7 @@ from casemate.types import (
 
 if TYPE_CHECKING:
     from casemate._sync.devices import Devices
+    from casemate._sync.hypervisor import Hypervisor
     from casemate.guest import GuestAssets
     from casemate.images import Image
 
@@ -92,8 +94,10 @@ class Sandbox:
         "_host_port",
         "_lock",
         "_record",
+        "_saving",
         "_settings",
         "_state",
+        "_stopping",
         "_timeouts",
         "_undo",
         "_vmm",
@@ -115,8 +119,10 @@ class Sandbox:
         self._containers: dict[ContainerId, Container] = {}
         self._undo = UndoStack()
         self._lock = compat.Lock()
+        self._stopping = compat.Lock()
+        self._saving = threading.Lock()
         self._directory: SandboxDirectory | None = None
-        self._driver: Qemu | None = None
+        self._driver: Hypervisor | None = None
         self._devices: Devices | None = None
         self._host_port = choose_host_port()
         self._agent: AgentClient | None = None
@@ -251,19 +257,10 @@ class Sandbox:
 
     def _plan(
         self, images: Sequence[Image], progress: Callable[[Progress], None] | None
-    ) -> tuple[Qemu, tuple[BlockAddress, ...]]:
+    ) -> tuple[Hypervisor, tuple[BlockAddress, ...]]:
         """Decide on everything; nothing is made."""
-        from casemate import guest
-
-        driver = Qemu.create(self.config, self._settings, sandbox_id=self.id)
-        self._assets = compat.to_thread(
-            guest.resolve,
-            self.config.kernel,
-            self.config.initrd,
-            image=self.config.image,
-            machine=self.config.machine,
-            settings=self._settings,
-            progress=_steps(progress),
+        driver, self._assets = make_driver(
+            self.config, self._settings, sandbox_id=self.id, progress=_steps(progress)
         )
         boot = boot_assets(
             self.config,
@@ -276,7 +273,7 @@ class Sandbox:
             boot, [_disk(f"rootfs{index}", image) for index, image in enumerate(images)]
         )
 
-    def _boot(self, driver: Qemu) -> None:
+    def _boot(self, driver: Hypervisor) -> None:
         self._directory = SandboxDirectory.take(self._settings, self.id)
         self._undo.push("state directory", self._remove_directory)
         self._driver = driver
@@ -297,7 +294,7 @@ class Sandbox:
         self._clock.mark("boot")
 
     def _connect(
-        self, driver: Qemu, transport: Transport, listener: socket.socket
+        self, driver: Hypervisor, transport: Transport, listener: socket.socket
     ) -> AgentClient:
         boot_s, request_s = self._timeouts.boot_s, self._timeouts.request_s
         if self._guest_assets().agent == "casemate":
@@ -605,10 +602,10 @@ class Sandbox:
         Raises: what could not be undone, as an ExceptionGroup when it is more than one failure.
         Blocks: for the guest's and the VMM's end, at most ``timeouts.stop_s`` each.
         """
-        if self._state is State.STOPPED:
-            return
-        # As a whole: a cancellation after the guest's end must not leave the machine.
-        compat.shielded(self._stop())
+        with self._stopping:
+            if self._state is not State.STOPPED:
+                # As a whole: a cancellation after the guest's end must not leave the machine.
+                compat.shielded(self._stop())
 
     def _stop(self) -> None:
         failures: list[BaseException] = []
@@ -699,7 +696,7 @@ class Sandbox:
             )
         return self._agent
 
-    def _own_driver(self, op: str) -> Qemu:
+    def _own_driver(self, op: str) -> Hypervisor:
         if self._driver is None:
             raise InvalidStateError(
                 f"{op} is for the process that owns sandbox {self.id}",
@@ -711,8 +708,10 @@ class Sandbox:
         return self._driver
 
     def _save(self) -> None:
-        if self._directory is not None and self._state is not State.STOPPED:
-            self._directory.write(self._make_record())
+        # Several threads may change it: what is written last is what was seen last.
+        with self._saving:
+            if self._directory is not None and self._state is not State.STOPPED:
+                self._directory.write(self._make_record())
 
     def _make_record(self) -> SandboxRecord:
         driver, assets = self._own_driver("inspect"), self._guest_assets()
@@ -732,7 +731,7 @@ class Sandbox:
             initrd=None if assets.initrd is None else str(assets.initrd),
             vmm=self._vmm,
             agent_url=self.agent_url,
-            containers=tuple(container.record() for container in self._containers.values()),
+            containers=tuple(container.record() for container in self.containers),
             topology=driver.topology,
             devices=self.attachments,
         )

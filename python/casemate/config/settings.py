@@ -20,6 +20,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         cache_root: Directory of kernels, initrds and unpacked images (``CASEMATE_CACHE``,
             ``/var/cache/casemate`` for root, else ``~/.cache/casemate``).
         qemu: Path or name of QEMU's binary (``CASEMATE_QEMU``).
+        vsock: Who carries the connection to the guest: ``kernel`` (vhost-vsock), ``user`` (this process), or ``auto``: the
+            kernel where it can (``CASEMATE_VSOCK``).
         timeout_factor: Every deadline is multiplied by it; for slow machines (``CASEMATE_TIMEOUT_FACTOR``).
         failpoints: Steps that shall fail, for tests (``CASEMATE_FAILPOINTS``, see ``casemate.observe.failpoints``).
     """
@@ -27,6 +29,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     state_root: Path = Path("/run/casemate")
     cache_root: Path = Path("/var/cache/casemate")
     qemu: str = "qemu-system-x86_64"
+    vsock: str = "auto"
     timeout_factor: float = 1.0
     failpoints: str = ""
 
@@ -45,6 +48,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             state_root=_absolute(env, "CASEMATE_STATE_ROOT", Path("/run/casemate")),
             cache_root=_absolute(env, "CASEMATE_CACHE", default_cache),
             qemu=env.get("CASEMATE_QEMU") or "qemu-system-x86_64",
+            vsock=_choice(env, "CASEMATE_VSOCK", ("auto", "kernel", "user")),
             timeout_factor=_factor(env.get("CASEMATE_TIMEOUT_FACTOR", "1")),
             failpoints=env.get("CASEMATE_FAILPOINTS", ""),
         )
@@ -55,6 +59,13 @@ def _absolute(env: dict[str, str], name: str, default: Path) -> Path:
     if not path.is_absolute():
         raise InvalidConfigError(f"{name} is {str(path)!r}, an absolute path is expected", path=name)
     return path
+
+
+def _choice(env: dict[str, str], name: str, choices: tuple[str, ...]) -> str:
+    chosen = env.get(name) or choices[0]
+    if chosen not in choices:
+        raise InvalidConfigError(f"{name} is {chosen!r}, one of {', '.join(choices)} is expected", path=name)
+    return chosen
 
 
 def _factor(text: str) -> float:

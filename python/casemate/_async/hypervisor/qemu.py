@@ -164,7 +164,7 @@ class AsyncQemu:
             sandbox_id=sandbox_id,
             qemu=qemu,
             accelerator=accelerator,
-            use_vhost=vsock.is_usable(),
+            use_vhost=settings.vsock == "kernel" or (settings.vsock == "auto" and vsock.is_usable()),
             timeout_factor=settings.timeout_factor,
         )
 
