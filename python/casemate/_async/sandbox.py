@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from casemate import _core
 from casemate._async.agent import AsyncAgentClient, AsyncPipeline
@@ -105,6 +105,9 @@ class AsyncSandbox:
         "guest",
         "id",
     )
+
+    _ON_TRIAL: ClassVar = False
+    """Whether the accelerator is taken as the configuration names it, whatever is known of it."""
 
     def __init__(self, sandbox_id: SandboxId, config: SandboxConfig, settings: Settings) -> None:
         self.id = sandbox_id
@@ -259,7 +262,11 @@ class AsyncSandbox:
     ) -> tuple[AsyncHypervisor, tuple[BlockAddress, ...]]:
         """Decide on everything; nothing is made."""
         driver, self._assets = await make_driver(
-            self.config, self._settings, sandbox_id=self.id, progress=_steps(progress)
+            self.config,
+            self._settings,
+            sandbox_id=self.id,
+            progress=_steps(progress),
+            on_trial=self._ON_TRIAL,
         )
         boot = boot_assets(
             self.config,

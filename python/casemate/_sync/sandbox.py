@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from casemate import _core
 from casemate._sync.agent import AgentClient, Pipeline
@@ -106,6 +106,9 @@ class Sandbox:
         "guest",
         "id",
     )
+
+    _ON_TRIAL: ClassVar = False
+    """Whether the accelerator is taken as the configuration names it, whatever is known of it."""
 
     def __init__(self, sandbox_id: SandboxId, config: SandboxConfig, settings: Settings) -> None:
         self.id = sandbox_id
@@ -260,7 +263,11 @@ class Sandbox:
     ) -> tuple[Hypervisor, tuple[BlockAddress, ...]]:
         """Decide on everything; nothing is made."""
         driver, self._assets = make_driver(
-            self.config, self._settings, sandbox_id=self.id, progress=_steps(progress)
+            self.config,
+            self._settings,
+            sandbox_id=self.id,
+            progress=_steps(progress),
+            on_trial=self._ON_TRIAL,
         )
         boot = boot_assets(
             self.config,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -52,6 +54,42 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             timeout_factor=_factor(env.get("CASEMATE_TIMEOUT_FACTOR", "1")),
             failpoints=env.get("CASEMATE_FAILPOINTS", ""),
         )
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> Settings:
+        """From a decoded TOML or JSON table; what it leaves out is as in an empty environment. Does not block.
+
+        Raises:
+            InvalidConfigError: An unknown field, a wrong type or a value that can't be used; ``path`` names it.
+        """
+        from casemate.config._checks import convert_document
+
+        given = convert_document(document, _SettingsDocument)
+        fields = {name: getattr(given, name) for name in _VARIABLES if getattr(given, name) is not None}
+        try:
+            return cls.from_environment({_VARIABLES[name]: str(value) for name, value in fields.items()})
+        except InvalidConfigError as error:
+            field = next((name for name, variable in _VARIABLES.items() if variable == error.path), "")
+            raise InvalidConfigError(str(error).replace(error.path, field), path=field) from error
+
+
+class _SettingsDocument(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The settings as a file has them: texts and a number."""
+
+    state_root: str | None = None
+    cache_root: str | None = None
+    qemu: str | None = None
+    timeout_factor: float | None = None
+    failpoints: str | None = None
+
+
+_VARIABLES = {
+    "state_root": "CASEMATE_STATE_ROOT",
+    "cache_root": "CASEMATE_CACHE",
+    "qemu": "CASEMATE_QEMU",
+    "timeout_factor": "CASEMATE_TIMEOUT_FACTOR",
+    "failpoints": "CASEMATE_FAILPOINTS",
+}
 
 
 def _absolute(env: dict[str, str], name: str, default: Path) -> Path:

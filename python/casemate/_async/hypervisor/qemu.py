@@ -37,6 +37,7 @@ from casemate.hypervisor import (
 )
 from casemate.hypervisor.host import HostFacts, read_host_facts
 from casemate.hypervisor.pci import Topology
+from casemate.hypervisor.proof import BootProof, proof_key, read_proof
 from casemate.hypervisor.qemu import plan as planning
 from casemate.hypervisor.qemu.accel import Accelerator, choose_accelerator
 from casemate.hypervisor.qemu.command_line import render_command_line
@@ -140,12 +141,14 @@ class AsyncQemu:
         sandbox_id: str,
         pvm_kernel: bool = False,
         facts: HostFacts | None = None,
+        on_trial: bool = False,
     ) -> AsyncQemu:
         """A driver for ``config`` on this host. Makes nothing.
 
         Args:
             pvm_kernel: The guest's kernel runs on PVM.
             facts: Of this host, when they were read already.
+            on_trial: Take the accelerator that ``config`` names, whatever is known of it.
 
         Raises:
             NotFoundError: There is no QEMU; the text names the package.
@@ -155,10 +158,11 @@ class AsyncQemu:
         """
         facts = facts if facts is not None else read_host_facts()
         check_host(config, memory_mib=facts.memory_mib)
-        accelerator = choose_accelerator(config.accel, facts, pvm_kernel=pvm_kernel)
-        qemu = await compat.to_thread(
-            find_qemu, config.qemu_path or settings.qemu, cache_root=settings.cache_root
-        )
+        qemu, proof = await compat.to_thread(_find, config, settings, facts)
+        if on_trial:
+            accelerator = Accelerator(name=config.accel, reason="on trial")
+        else:
+            accelerator = choose_accelerator(config.accel, facts, pvm_kernel=pvm_kernel, proof=proof)
         return cls(
             config,
             sandbox_id=sandbox_id,
@@ -494,6 +498,11 @@ class AsyncQemu:
 
 def _nothing() -> None:
     """Nobody wants to know."""
+
+
+def _find(config: SandboxConfig, settings: Settings, facts: HostFacts) -> tuple[QemuBinary, BootProof | None]:
+    qemu = find_qemu(config.qemu_path or settings.qemu, cache_root=settings.cache_root)
+    return qemu, read_proof(settings.cache_root, proof_key(qemu, facts))
 
 
 def _remove(path: Path) -> None:

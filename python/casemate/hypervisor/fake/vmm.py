@@ -37,6 +37,7 @@ _OPTIONS = (
         "-name",
         "-uuid",
         "-machine",
+        "-accel",
         "-cpu",
         "-chardev",
         "-mon",
