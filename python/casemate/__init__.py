@@ -47,7 +47,7 @@ if TYPE_CHECKING:
         VmmExitedError,
     )
     from casemate.persist.recovery import CleanupReport, SandboxInfo
-    from casemate.types import ExecResult, Phase, RunResult, State
+    from casemate.types import BlockAttachment, ExecResult, NicAttachment, Phase, RunResult, State
 
 __version__ = "0.1.0"
 
@@ -90,7 +90,7 @@ _HOMES = {
         "VmmExitedError",
     ),
     "casemate.persist.recovery": ("CleanupReport", "SandboxInfo"),
-    "casemate.types": ("ExecResult", "Phase", "RunResult", "State"),
+    "casemate.types": ("BlockAttachment", "ExecResult", "NicAttachment", "Phase", "RunResult", "State"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -102,6 +102,7 @@ __all__ = [
     "AsyncContainer",
     "AsyncProcess",
     "AsyncSandbox",
+    "BlockAttachment",
     "CasemateError",
     "CgroupError",
     "CleanupReport",
@@ -117,6 +118,7 @@ __all__ = [
     "InvalidConfigError",
     "InvalidStateError",
     "MountError",
+    "NicAttachment",
     "NotFoundError",
     "Phase",
     "Process",

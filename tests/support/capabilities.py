@@ -80,6 +80,9 @@ MARKERS: dict[str, Callable[[], str | None]] = {
     "cgroup_v2": _cgroup_v2,
     "mmdebstrap": _program("mmdebstrap"),
     "busybox": _busybox,
+    "tmux": _program("tmux"),
+    "fish": _program("fish"),
+    "zsh": _program("zsh"),
     "registry": _registry,
 }
 

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -74,6 +75,63 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             max_image_bytes=_bytes(env.get("CASEMATE_MAX_IMAGE_BYTES") or str(64 << 30)),
             docker_config=Path(env.get("DOCKER_CONFIG") or "~/.docker"),
         )
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> Settings:
+        """From a decoded TOML or JSON table; what it leaves out is as in an empty environment. Does not block.
+
+        Raises:
+            InvalidConfigError: An unknown field, a wrong type or a value that can't be used; ``path`` names it.
+        """
+        from casemate.config._checks import convert_document
+
+        given = convert_document(document, _SettingsDocument)
+        fields = {name: getattr(given, name) for name in _VARIABLES if getattr(given, name) is not None}
+        try:
+            return cls.from_environment(
+                {_VARIABLES[name]: _variable_text(value) for name, value in fields.items()}
+            )
+        except InvalidConfigError as error:
+            field = next((name for name, variable in _VARIABLES.items() if variable == error.path), "")
+            raise InvalidConfigError(str(error).replace(error.path, field), path=field) from error
+
+
+class _SettingsDocument(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The settings as a file has them."""
+
+    state_root: str | None = None
+    cache_root: str | None = None
+    qemu: str | None = None
+    vsock: str | None = None
+    timeout_factor: float | None = None
+    failpoints: str | None = None
+    default_registry: str | None = None
+    registry_mirrors: dict[str, tuple[str, ...]] | None = None
+    plain_http_registries: tuple[str, ...] | None = None
+    max_image_bytes: int | None = None
+    docker_config: str | None = None
+
+
+_VARIABLES = {
+    "state_root": "CASEMATE_STATE_ROOT",
+    "cache_root": "CASEMATE_CACHE",
+    "qemu": "CASEMATE_QEMU",
+    "vsock": "CASEMATE_VSOCK",
+    "timeout_factor": "CASEMATE_TIMEOUT_FACTOR",
+    "failpoints": "CASEMATE_FAILPOINTS",
+    "default_registry": "CASEMATE_DEFAULT_REGISTRY",
+    "registry_mirrors": "CASEMATE_REGISTRY_MIRRORS",
+    "plain_http_registries": "CASEMATE_PLAIN_HTTP_REGISTRIES",
+    "max_image_bytes": "CASEMATE_MAX_IMAGE_BYTES",
+    "docker_config": "DOCKER_CONFIG",
+}
+
+
+def _variable_text(value: object) -> str:
+    """A document's value as its environment variable has it, so that both are checked in one place."""
+    if isinstance(value, dict):
+        return ";".join(f"{key}={_variable_text(one)}" for key, one in value.items())
+    return ",".join(value) if isinstance(value, tuple) else str(value)
 
 
 def _absolute(env: dict[str, str], name: str, default: Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -55,3 +56,26 @@ def test_from_environment_when_a_registry_setting_is_wrong_then_the_variable_is_
     with pytest.raises(InvalidConfigError, match="is expected") as caught:
         Settings.from_environment({name: value})
     assert caught.value.path == name
+
+
+def test_settings_when_from_a_document_then_each_field_is_as_its_variable_would_be() -> None:
+    document: dict[str, Any] = {
+        "vsock": "user",
+        "registry_mirrors": {
+            "a.example": ["https://m.example", "https://n.example"],
+            "b.example": ["https://o.example"],
+        },
+        "plain_http_registries": ["c.example:5000", "d.example"],
+        "max_image_bytes": 1 << 30,
+        "default_registry": "a.example",
+        "docker_config": "/etc/docker",
+    }
+
+    settings = Settings.from_document(document)
+
+    assert {name: getattr(settings, name) for name in document} == {
+        **document,
+        "registry_mirrors": {name: tuple(bases) for name, bases in document["registry_mirrors"].items()},
+        "plain_http_registries": ("c.example:5000", "d.example"),
+        "docker_config": Path("/etc/docker"),
+    }
