@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 from casemate import _core
 from casemate._async.agent import AsyncAgentClient, AsyncPipeline
 from casemate._async.container import AsyncContainer, new_container_id
-from casemate._async.hypervisor.qemu import AsyncQemu
 from casemate._async.link import await_agent, dial_agent
 from casemate._async.undo import AsyncUndoStack, raise_with
 from casemate._compat import aio as compat
@@ -46,6 +45,7 @@ from casemate.persist.store import SandboxDirectory, is_owned, load_record, proc
 from casemate.types import ContainerId, Phase, Progress, SandboxId, State, check_transition
 
 if TYPE_CHECKING:
+    from casemate._async.hypervisor.qemu import AsyncQemu
     from casemate.guest import GuestAssets
     from casemate.images import Image
 
@@ -263,6 +263,9 @@ class AsyncSandbox:
         )
 
     async def _make_driver(self) -> AsyncQemu:
+        # Here, not above: who only names a sandbox, or reaches one of another process, needs no driver.
+        from casemate._async.hypervisor.qemu import AsyncQemu
+
         return await AsyncQemu.create(self.config, self._settings, sandbox_id=self.id)
 
     async def _boot(self, driver: AsyncQemu) -> None:

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 from casemate import _core
 from casemate._sync.agent import AgentClient, Pipeline
 from casemate._sync.container import Container, new_container_id
-from casemate._sync.hypervisor.qemu import Qemu
 from casemate._sync.link import await_agent, dial_agent
 from casemate._sync.undo import UndoStack, raise_with
 from casemate._compat import blocking as compat
@@ -47,6 +46,7 @@ from casemate.persist.store import SandboxDirectory, is_owned, load_record, proc
 from casemate.types import ContainerId, Phase, Progress, SandboxId, State, check_transition
 
 if TYPE_CHECKING:
+    from casemate._sync.hypervisor.qemu import Qemu
     from casemate.guest import GuestAssets
     from casemate.images import Image
 
@@ -264,6 +264,9 @@ class Sandbox:
         )
 
     def _make_driver(self) -> Qemu:
+        # Here, not above: who only names a sandbox, or reaches one of another process, needs no driver.
+        from casemate._sync.hypervisor.qemu import Qemu
+
         return Qemu.create(self.config, self._settings, sandbox_id=self.id)
 
     def _boot(self, driver: Qemu) -> None:

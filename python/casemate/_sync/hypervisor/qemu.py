@@ -11,6 +11,7 @@ import socket
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from casemate import _core
 from casemate._sync.hypervisor.qemu_hotplug import BlockHotplug
@@ -28,12 +29,14 @@ from casemate.errors import (
 )
 from casemate.hypervisor import BlockAddress, BlockDevice, Capabilities, GuestAssets, VmmProcess, vsock
 from casemate.hypervisor.host import HostFacts, read_host_facts
-from casemate.hypervisor.proof import BootProof, proof_key, read_proof
 from casemate.hypervisor.qemu import plan as planning
-from casemate.hypervisor.qemu.accel import Accelerator, choose_accelerator
+from casemate.hypervisor.qemu.accel import PROOF_FILE, Accelerator, choose_accelerator
 from casemate.hypervisor.qemu.command_line import render_command_line
 from casemate.hypervisor.qemu.probe import QemuBinary, find_qemu
 from casemate.observe import failpoints
+
+if TYPE_CHECKING:
+    from casemate.hypervisor.proof import BootProof
 
 __all__ = ["Qemu"]
 
@@ -451,6 +454,11 @@ class Qemu:
 
 def _find(config: SandboxConfig, settings: Settings, facts: HostFacts) -> tuple[QemuBinary, BootProof | None]:
     qemu = find_qemu(config.qemu_path or settings.qemu, cache_root=settings.cache_root)
+    if not (settings.cache_root / PROOF_FILE).exists():
+        return qemu, None
+    # Here, not above: most hosts have no proof.
+    from casemate.hypervisor.proof import proof_key, read_proof
+
     return qemu, read_proof(settings.cache_root, proof_key(qemu, facts))
 
 
