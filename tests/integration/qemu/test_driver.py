@@ -296,7 +296,7 @@ async def test_attach_block_when_ports_are_free_then_each_disk_gets_one_and_qemu
     assert block["inserted"]["node-name"] == "drive-c1"
     with pytest.raises(AlreadyExistsError):
         await driver.attach_block(disk)
-    with pytest.raises(ResourceExhaustedError, match="all 1 root ports"):
+    with pytest.raises(ResourceExhaustedError, match="all 1 places"):
         await driver.attach_block(BlockDevice(id="c2", path=disk.path, serial="c2"))
 
 

@@ -123,7 +123,8 @@ class AsyncHotplug:
                 await transaction.run()
             except BaseException:
                 # Plugged in again, the guest may call it something else.
-                if (answer := transaction.results.get("qemu.device_del.undo")) is not None:
+                answer = transaction.results.get("qemu.device_del.undo")
+                if ask is not None and answer is not None:
                     self._plugged[device_id] = structs.replace(plugged, guest_name=answer.name)
                 raise
             del self._plugged[device_id]
@@ -153,7 +154,7 @@ class AsyncHotplug:
             )
         if not self.topology.free_count:
             raise ResourceExhaustedError(
-                f"all {self.topology.capacity} root ports are taken: raise hotplug_ports"
+                f"all {self.topology.capacity} places are taken: raise hotplug_ports or hotplug_bridges"
             )
         self.topology, place = self.topology.allocate(device.id)
         return place
