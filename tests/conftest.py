@@ -13,7 +13,7 @@ import pytest
 
 from casemate import _core
 from casemate.config.settings import Settings
-from tests.support import capabilities, images, leaks
+from tests.support import capabilities, images, leaks, registry
 from tests.support.fake_vm import FakeVm, make_fake_vm
 from tests.support.report import level_of
 
@@ -121,6 +121,30 @@ def busybox_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if lack := capabilities.missing("busybox"):
         pytest.skip(f"needs {lack}")
     return images.build_busybox_layout(tmp_path_factory.mktemp("busybox") / "image")
+
+
+@pytest.fixture(scope="session")
+def registry_program(cache_root: Path) -> str:
+    """Program of a real registry."""
+    if lack := capabilities.missing("registry"):
+        pytest.skip(f"needs {lack}")
+    return registry.find_program(cache_root)
+
+
+@pytest.fixture(scope="session")
+def open_registry(registry_program: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of a registry that serves everybody."""
+    with registry.serving(registry_program, tmp_path_factory.mktemp("registry") / "open") as address:
+        yield address
+
+
+@pytest.fixture(scope="session")
+def locked_registry(registry_program: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of a registry that wants a user and a password."""
+    with registry.serving(
+        registry_program, tmp_path_factory.mktemp("registry") / "locked", locked=True
+    ) as address:
+        yield address
 
 
 @pytest.fixture(scope="session")

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from casemate._async.container import AsyncContainer
     from casemate._async.process import AsyncProcess
+    from casemate._async.pull import async_pull
     from casemate._async.run import async_run
     from casemate._async.sandbox import AsyncSandbox
     from casemate._sync.container import Container
     from casemate._sync.process import Process
+    from casemate._sync.pull import pull
     from casemate._sync.run import run
     from casemate._sync.sandbox import Sandbox
     from casemate.config.container import ContainerConfig
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
         MountError,
         NotFoundError,
         QmpError,
+        RegistryError,
         ResourceExhaustedError,
         UnsupportedError,
         VmmApiError,
@@ -51,10 +54,12 @@ __version__ = "0.1.0"
 _HOMES = {
     "casemate._async.container": ("AsyncContainer",),
     "casemate._async.process": ("AsyncProcess",),
+    "casemate._async.pull": ("async_pull",),
     "casemate._async.run": ("async_run",),
     "casemate._async.sandbox": ("AsyncSandbox",),
     "casemate._sync.container": ("Container",),
     "casemate._sync.process": ("Process",),
+    "casemate._sync.pull": ("pull",),
     "casemate._sync.run": ("run",),
     "casemate._sync.sandbox": ("Sandbox",),
     "casemate.config.container": ("ContainerConfig",),
@@ -78,6 +83,7 @@ _HOMES = {
         "MountError",
         "NotFoundError",
         "QmpError",
+        "RegistryError",
         "ResourceExhaustedError",
         "UnsupportedError",
         "VmmApiError",
@@ -117,6 +123,7 @@ __all__ = [
     "Phase",
     "Process",
     "QmpError",
+    "RegistryError",
     "ResourceExhaustedError",
     "RunResult",
     "Sandbox",
@@ -128,7 +135,9 @@ __all__ = [
     "UnsupportedError",
     "VmmApiError",
     "VmmExitedError",
+    "async_pull",
     "async_run",
+    "pull",
     "run",
 ]
 

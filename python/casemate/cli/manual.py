@@ -49,6 +49,7 @@ PAGES: dict[str, Page] = {
         "The sandbox ends with this process, however that ends.",
         (
             ("casemate run oci:./debian -- sh -c 'echo hi'", "output and status are the command's"),
+            ("casemate run docker://registry.example/app:1", "pulled first, when it is not here"),
             ("casemate run -it oci:./debian bash", "a terminal"),
             ("echo hi | casemate run -i oci:./debian -- cat", "input passed on"),
             ("casemate run --vcpus 2 --memory 1G --machine microvm oci:./debian nproc", "another machine"),
@@ -88,9 +89,30 @@ PAGES: dict[str, Page] = {
         "a sandbox with a living owner is never touched.",
         (("casemate cleanup --all", "after a crash"), ("casemate cleanup web", "one")),
     ),
+    "casemate pull": Page(
+        "Brings an image here from its registry and unpacks it, so that a start finds it. Credentials come from docker's "
+        "configuration and its helpers; a download that broke off goes on where it stopped. Name and digest go to stdout.",
+        (
+            ("casemate pull registry.example:5000/team/app:1", ""),
+            ("casemate pull --plain-http registry.example:5000/app", "a registry without TLS"),
+        ),
+    ),
     "casemate images": Page(
-        "Lists the images that were unpacked, or removes some.",
-        (("casemate images", ""), ("casemate images --remove debian:latest", "")),
+        "Lists the images that are here, or removes some.",
+        (("casemate images", ""), ("casemate images gc --dry-run", "what nobody needs any more")),
+    ),
+    "casemate images ls": Page("Lists the images that are here.", (("casemate images ls --json", ""),)),
+    "casemate images rm": Page(
+        "Removes images by name or digest. What a sandbox uses stays, unless forced; the others of the list go all the same.",
+        (("casemate images rm oci:./debian", ""),),
+    ),
+    "casemate images gc": Page(
+        "Removes images that no start used for a while, and as old parts of downloads. What a sandbox uses stays.",
+        (("casemate images gc --older-than 7d", ""),),
+    ),
+    "casemate rmi": Page(
+        "Removes images by name or digest, as 'casemate images rm' does.",
+        (("casemate rmi oci:./debian", ""),),
     ),
     "casemate check": Page(
         "Tells what this host can do, by trying it: accelerator, vsock, tap devices, cgroups, memory, disk, tools. For whatever is not "
