@@ -257,6 +257,21 @@ async def test_detach_when_plugged_in_again_then_the_guests_new_name_is_known() 
         assert [one.guest_name for one in made.engine.plugged] == ["vdc"]
 
 
+async def test_detach_when_the_guest_does_not_see_it_come_back_then_told_and_another_detach_ends_it() -> None:
+    async with rig() as made:
+        await made.attach(DISK)
+        made.guest.error = DeadlineExceededError("not seen")
+
+        with pytest.raises(ExceptionGroup) as caught:
+            await made.detach(DISK)
+
+        assert [str(error) for error in caught.value.exceptions] == ["not seen", "not seen"]
+        assert [one.device for one in made.engine.plugged] == [DISK]
+        made.guest.error = None
+        await made.detach(DISK)
+        assert made.is_clean()
+
+
 @DEVICES
 async def test_detach_when_qemu_dies_at_any_step_then_its_end_is_told(device: Device) -> None:
     for point in points(device, detach=True):
