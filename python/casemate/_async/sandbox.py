@@ -508,6 +508,7 @@ class AsyncSandbox:
             NotFoundError: It is not attached.
             DeadlineExceededError: The guest did not let it go in ``timeouts.hotplug_s``. It may still; ask again.
             HypervisorError: The guest refused.
+            HostError: The state document can't be written; the device is gone all the same.
             InvalidStateError: The sandbox does not run, or belongs to another process.
         Blocks: until then. After a failure or a cancellation the device is attached, perhaps under another name.
         """
