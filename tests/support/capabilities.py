@@ -92,6 +92,13 @@ def _binary(variable: str, name: str) -> Callable[[], str | None]:
     return probe
 
 
+def _registry() -> str | None:
+    if shutil.which("skopeo") is None:
+        return "skopeo on PATH"
+    found = shutil.which("docker-registry") or (shutil.which("apt-get") and shutil.which("dpkg-deb"))
+    return None if found else "docker-registry on PATH, or apt-get and dpkg-deb to fetch it"
+
+
 MARKERS: dict[str, Callable[[], str | None]] = {
     "root": _root,
     "qemu": _qemu,
@@ -108,6 +115,10 @@ MARKERS: dict[str, Callable[[], str | None]] = {
     "cloud_hypervisor": _binary("CASEMATE_CLH_BIN", "cloud-hypervisor"),
     "mmdebstrap": _program("mmdebstrap"),
     "busybox": _busybox,
+    "tmux": _program("tmux"),
+    "fish": _program("fish"),
+    "zsh": _program("zsh"),
+    "registry": _registry,
 }
 
 

@@ -10,15 +10,16 @@ import contextlib
 import logging
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from casemate import _core
 from casemate._sync.agent import AgentClient, Pipeline
 from casemate._sync.container import Container, new_container_id
-from casemate._sync.hypervisor.qemu import Qemu
+from casemate._sync.hypervisor.drivers import make_driver
 from casemate._sync.link import await_agent, dial_agent
 from casemate._sync.undo import UndoStack, raise_with
 from casemate._compat import blocking as compat
@@ -44,9 +45,21 @@ from casemate.observe.timings import PhaseClock
 from casemate.persist.record import ContainerRecord, ProcessRecord, SandboxRecord
 from casemate.persist.recovery import CleanupReport, SandboxInfo, cleanup, list_sandboxes
 from casemate.persist.store import SandboxDirectory, is_owned, load_record, process_record
-from casemate.types import ContainerId, Phase, Progress, SandboxId, State, check_transition
+from casemate.types import (
+    Attachment,
+    BlockAttachment,
+    ContainerId,
+    NicAttachment,
+    Phase,
+    Progress,
+    SandboxId,
+    State,
+    check_transition,
+)
 
 if TYPE_CHECKING:
+    from casemate._sync.devices import Devices
+    from casemate._sync.hypervisor import Hypervisor
     from casemate.guest import GuestAssets
     from casemate.images import Image
 
@@ -75,13 +88,16 @@ class Sandbox:
         "_clock",
         "_containers",
         "_created_unix_ns",
+        "_devices",
         "_directory",
         "_driver",
         "_host_port",
         "_lock",
         "_record",
+        "_saving",
         "_settings",
         "_state",
+        "_stopping",
         "_timeouts",
         "_undo",
         "_vmm",
@@ -90,6 +106,9 @@ class Sandbox:
         "guest",
         "id",
     )
+
+    _ON_TRIAL: ClassVar = False
+    """Whether the accelerator is taken as the configuration names it, whatever is known of it."""
 
     def __init__(self, sandbox_id: SandboxId, config: SandboxConfig, settings: Settings) -> None:
         self.id = sandbox_id
@@ -103,8 +122,11 @@ class Sandbox:
         self._containers: dict[ContainerId, Container] = {}
         self._undo = UndoStack()
         self._lock = compat.Lock()
+        self._stopping = compat.Lock()
+        self._saving = threading.Lock()
         self._directory: SandboxDirectory | None = None
-        self._driver: Qemu | None = None
+        self._driver: Hypervisor | None = None
+        self._devices: Devices | None = None
         self._host_port = choose_host_port()
         self._agent: AgentClient | None = None
         self._record: SandboxRecord | None = None
@@ -238,19 +260,14 @@ class Sandbox:
 
     def _plan(
         self, images: Sequence[Image], progress: Callable[[Progress], None] | None
-    ) -> tuple[Qemu, tuple[BlockAddress, ...]]:
+    ) -> tuple[Hypervisor, tuple[BlockAddress, ...]]:
         """Decide on everything; nothing is made."""
-        from casemate import guest
-
-        driver = Qemu.create(self.config, self._settings, sandbox_id=self.id)
-        self._assets = compat.to_thread(
-            guest.resolve,
-            self.config.kernel,
-            self.config.initrd,
-            image=self.config.image,
-            machine=self.config.machine,
-            settings=self._settings,
+        driver, self._assets = make_driver(
+            self.config,
+            self._settings,
+            sandbox_id=self.id,
             progress=_steps(progress),
+            on_trial=self._ON_TRIAL,
         )
         boot = boot_assets(
             self.config,
@@ -263,10 +280,11 @@ class Sandbox:
             boot, [_disk(f"rootfs{index}", image) for index, image in enumerate(images)]
         )
 
-    def _boot(self, driver: Qemu) -> None:
+    def _boot(self, driver: Hypervisor) -> None:
         self._directory = SandboxDirectory.take(self._settings, self.id)
         self._undo.push("state directory", self._remove_directory)
         self._driver = driver
+        driver.changed = self._save
         self._save()
         self._undo.push("virtual machine", driver.stop)
         transport = driver.prepare(self._directory.path)
@@ -283,7 +301,7 @@ class Sandbox:
         self._clock.mark("boot")
 
     def _connect(
-        self, driver: Qemu, transport: Transport, listener: socket.socket
+        self, driver: Hypervisor, transport: Transport, listener: socket.socket
     ) -> AgentClient:
         boot_s, request_s = self._timeouts.boot_s, self._timeouts.request_s
         if self._guest_assets().agent == "casemate":
@@ -425,6 +443,101 @@ class Sandbox:
                 extra={"sandbox": self.id, "op": "sandbox.create_container", "cause": str(error)},
             )
 
+    def attach_block(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        readonly: bool = False,
+        discard: bool = False,
+        direct: bool = False,
+    ) -> BlockAttachment:
+        """Give the running guest a disk, and wait until it can be used there.
+
+        Args:
+            path: A raw image or a block device of the host. A writable image is locked: only one VM can have it.
+            readonly: The guest can't write, and others may have the file too.
+            discard: What the guest discards is given back to the host's file system.
+            direct: Reads and writes go past the host's page cache.
+
+        Returns: Where it is, with its node in the guest.
+
+        Raises:
+            NotFoundError, InvalidConfigError, HostError: The file can't be used; nothing was made.
+            UnsupportedError: The machine can't hot-plug (microvm).
+            ResourceExhaustedError: No port is free.
+            QmpError: The VMM refused it.
+            DeadlineExceededError: The guest did not have it in ``timeouts.hotplug_s``; it was taken away again.
+            InvalidStateError: The sandbox does not run, or belongs to another process.
+        Blocks: until the guest has it. A failure or a cancellation leaves nothing behind.
+        """
+        devices = self._own_devices("attach_block")
+        return devices.attach_block(path, readonly=readonly, discard=discard, direct=direct)
+
+    def attach_nic(
+        self, *, mac: str | None = None, netns: str | None = None, owner: int | None = None
+    ) -> NicAttachment:
+        """Give the running guest a network interface over a tap device that is made for it, and wait until it is there.
+
+        The tap device is up, has no addresses and is named ``cm`` with the lowest free number. It goes with the
+        attachment, and with the VMM however that ends.
+
+        Args:
+            mac: Hardware address; None: a random one.
+            netns: Path of the network namespace for the tap device; None: that of this process.
+            owner: User id that may open the tap device too.
+
+        Returns: Its names in the guest and on the host.
+
+        Raises:
+            InvalidConfigError: ``mac`` can't be used; nothing was made.
+            HostError: The tap device can't be made (CAP_NET_ADMIN, ``/dev/net/tun``).
+            Otherwise as :meth:`attach_block`.
+        Blocks: until the guest has it. A failure or a cancellation leaves nothing behind.
+        """
+        return self._own_devices("attach_nic").attach_nic(mac=mac, netns=netns, owner=owner)
+
+    def detach(self, attachment: Attachment | str) -> None:
+        """Take an attached device away, when the guest has let it go. What uses it there loses it.
+
+        Args:
+            attachment: What :meth:`attach_block` or :meth:`attach_nic` returned, or its ``id``.
+
+        Raises:
+            NotFoundError: It is not attached.
+            DeadlineExceededError: The guest did not let it go in ``timeouts.hotplug_s``. It may still; ask again.
+            HypervisorError: The guest refused.
+            InvalidStateError: The sandbox does not run, or belongs to another process.
+        Blocks: until then. After a failure or a cancellation the device is attached, perhaps under another name.
+        """
+        device_id = attachment if isinstance(attachment, str) else attachment.id
+        self._own_devices("detach").detach(device_id)
+
+    @property
+    def attachments(self) -> tuple[Attachment, ...]:
+        """Devices that were attached while it runs, in the order of their coming."""
+        if self._devices is not None:
+            return self._devices.attachments
+        return () if self._record is None else self._record.devices
+
+    def _own_devices(self, op: str) -> Devices:
+        agent, driver = self._running_agent(op), self._own_driver(op)
+        if self._state is not State.RUNNING:
+            raise InvalidStateError(
+                f"{op} needs a running guest, sandbox {self.id} is {self._state.value}",
+                state=self._state.value,
+                wanted=State.RUNNING.value,
+                op=f"sandbox.{op}",
+                sandbox_id=self.id,
+            )
+        if self._devices is None:
+            # Here, not above: most sandboxes never need it.
+            from casemate._sync.devices import Devices
+
+            details = self.guest.agent_details
+            features = () if details is None else details.extra_features
+            self._devices = Devices(driver, agent, features, self._save)
+        return self._devices
+
     def _forgetting(self, container_id: ContainerId) -> Callable[[], compat.Later[None]]:
         """What remains to do when a container that was there at boot is removed: its disk stays plugged in."""
 
@@ -496,10 +609,10 @@ class Sandbox:
         Raises: what could not be undone, as an ExceptionGroup when it is more than one failure.
         Blocks: for the guest's and the VMM's end, at most ``timeouts.stop_s`` each.
         """
-        if self._state is State.STOPPED:
-            return
-        # As a whole: a cancellation after the guest's end must not leave the machine.
-        compat.shielded(self._stop())
+        with self._stopping:
+            if self._state is not State.STOPPED:
+                # As a whole: a cancellation after the guest's end must not leave the machine.
+                compat.shielded(self._stop())
 
     def _stop(self) -> None:
         failures: list[BaseException] = []
@@ -590,7 +703,7 @@ class Sandbox:
             )
         return self._agent
 
-    def _own_driver(self, op: str) -> Qemu:
+    def _own_driver(self, op: str) -> Hypervisor:
         if self._driver is None:
             raise InvalidStateError(
                 f"{op} is for the process that owns sandbox {self.id}",
@@ -602,8 +715,10 @@ class Sandbox:
         return self._driver
 
     def _save(self) -> None:
-        if self._directory is not None and self._state is not State.STOPPED:
-            self._directory.write(self._make_record())
+        # Several threads may change it: what is written last is what was seen last.
+        with self._saving:
+            if self._directory is not None and self._state is not State.STOPPED:
+                self._directory.write(self._make_record())
 
     def _make_record(self) -> SandboxRecord:
         driver, assets = self._own_driver("inspect"), self._guest_assets()
@@ -623,7 +738,9 @@ class Sandbox:
             initrd=None if assets.initrd is None else str(assets.initrd),
             vmm=self._vmm,
             agent_url=self.agent_url,
-            containers=tuple(container.record() for container in self._containers.values()),
+            containers=tuple(container.record() for container in self.containers),
+            topology=driver.topology,
+            devices=self.attachments,
         )
 
     def _guest_assets(self) -> GuestAssets:
