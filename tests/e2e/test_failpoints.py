@@ -41,7 +41,9 @@ UNDO = (
 # Passed when a container comes and goes while the sandbox runs.
 PLUG = ("qemu.blockdev_add", "qemu.device_add", "qemu.device_added")
 UNPLUG = ("qemu.device_del", "qemu.blockdev_del")
-START = tuple(name for name in failpoints.POINTS if name not in UNDO + PLUG + UNPLUG)
+# Passed when a detached sandbox is made: see test_detached.
+KEEPER = tuple(name for name in failpoints.POINTS if name.startswith("keeper."))
+START = tuple(name for name in failpoints.POINTS if name not in UNDO + PLUG + UNPLUG + KEEPER)
 # The document is written before the VMM, with its pid, and when all runs.
 LATER_WRITES = tuple((name, f"{count}*off->") for name in ("store.write", "store.rename") for count in (1, 2))
 START_HITS = tuple((name, "") for name in START) + LATER_WRITES

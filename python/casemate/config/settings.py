@@ -21,6 +21,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             ``/var/cache/casemate`` for root, else ``~/.cache/casemate``).
         qemu: Path or name of QEMU's binary (``CASEMATE_QEMU``).
         timeout_factor: Every deadline is multiplied by it; for slow machines (``CASEMATE_TIMEOUT_FACTOR``).
+        log_bytes: Bytes of one log file of a container of a detached sandbox; there are at most two a container
+            (``CASEMATE_LOG_BYTES``, from 64 KiB on).
         failpoints: Steps that shall fail, for tests (``CASEMATE_FAILPOINTS``, see ``casemate.observe.failpoints``).
     """
 
@@ -28,6 +30,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     cache_root: Path = Path("/var/cache/casemate")
     qemu: str = "qemu-system-x86_64"
     timeout_factor: float = 1.0
+    log_bytes: int = 8 << 20
     failpoints: str = ""
 
     @classmethod
@@ -46,6 +49,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             cache_root=_absolute(env, "CASEMATE_CACHE", default_cache),
             qemu=env.get("CASEMATE_QEMU") or "qemu-system-x86_64",
             timeout_factor=_factor(env.get("CASEMATE_TIMEOUT_FACTOR", "1")),
+            log_bytes=_log_bytes(env.get("CASEMATE_LOG_BYTES") or str(8 << 20)),
             failpoints=env.get("CASEMATE_FAILPOINTS", ""),
         )
 
@@ -68,3 +72,12 @@ def _factor(text: str) -> float:
             path="CASEMATE_TIMEOUT_FACTOR",
         )
     return factor
+
+
+def _log_bytes(text: str) -> int:
+    if text.isascii() and text.isdigit() and 1 << 16 <= int(text) <= 1 << 40:
+        return int(text)
+    raise InvalidConfigError(
+        f"CASEMATE_LOG_BYTES is {text!r}, a number of bytes from 65536 on is expected",
+        path="CASEMATE_LOG_BYTES",
+    )

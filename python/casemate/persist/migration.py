@@ -11,7 +11,13 @@ __all__ = ["STEPS", "Step", "migrate"]
 
 Step = Callable[[dict[str, Any]], dict[str, Any]]
 
-STEPS: Mapping[int, Step] = {}
+
+def _to_version_2(document: dict[str, Any]) -> dict[str, Any]:
+    """Sandboxes may have a keeper; those of before had none."""
+    return {**document, "keeper": None}
+
+
+STEPS: Mapping[int, Step] = {1: _to_version_2}
 """``STEPS[n]`` makes a decoded document of version n into one of version n + 1. There is no older form than version 1."""
 
 

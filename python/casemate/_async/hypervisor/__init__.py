@@ -10,6 +10,7 @@ from casemate import _core
 from casemate.agent.transport import Transport
 from casemate.errors import VmmExitedError
 from casemate.hypervisor import BlockAddress, BlockDevice, Capabilities, GuestAssets, VmmProcess
+from casemate.keeper.vmm import KeptVmm
 
 __all__ = ["AsyncHypervisor"]
 
@@ -39,7 +40,7 @@ class AsyncHypervisor(Protocol):
         """Start the VMM. It runs when this returns; whether it accepts its plan shows later."""
 
     @property
-    def process(self) -> _core.ChildProcess:
+    def process(self) -> _core.ChildProcess | KeptVmm:
         """The VMM, to be watched by everyone who waits on the guest."""
 
     async def exit_error(self, wait_s: float = 1.0) -> VmmExitedError | None:
