@@ -13,7 +13,8 @@ import pytest
 
 from casemate import _core
 from casemate.config.settings import Settings
-from tests.support import capabilities, images, leaks
+from tests.support import capabilities, images, leaks, registry
+from tests.support.fake_vm import FakeVm, make_fake_vm
 from tests.support.report import level_of
 
 # A busy machine is no finding of a test; the time limit of the whole test stays.
@@ -71,6 +72,19 @@ def settings(state_root: Path, cache_root: Path, monkeypatch: pytest.MonkeyPatch
     return Settings.from_environment()
 
 
+@pytest.fixture(scope="session")
+def _fake_vm_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("fake-vm")
+
+
+@pytest.fixture
+def fake_vm(_fake_vm_directory: Path, state_root: Path, tmp_path: Path) -> FakeVm:
+    """Sandboxes without a guest, in a state root of this test alone. The cache is shared by the run."""
+    return make_fake_vm(
+        _fake_vm_directory, _fake_vm_directory / "cache", state_root, tmp_path / "asked.jsonl"
+    )
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _watch_thread() -> None:
     """The native watch thread, which is made on first use and stays: here, so that no test's leak check sees it come."""
@@ -107,6 +121,30 @@ def busybox_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if lack := capabilities.missing("busybox"):
         pytest.skip(f"needs {lack}")
     return images.build_busybox_layout(tmp_path_factory.mktemp("busybox") / "image")
+
+
+@pytest.fixture(scope="session")
+def registry_program(cache_root: Path) -> str:
+    """Program of a real registry."""
+    if lack := capabilities.missing("registry"):
+        pytest.skip(f"needs {lack}")
+    return registry.find_program(cache_root)
+
+
+@pytest.fixture(scope="session")
+def open_registry(registry_program: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of a registry that serves everybody."""
+    with registry.serving(registry_program, tmp_path_factory.mktemp("registry") / "open") as address:
+        yield address
+
+
+@pytest.fixture(scope="session")
+def locked_registry(registry_program: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of a registry that wants a user and a password."""
+    with registry.serving(
+        registry_program, tmp_path_factory.mktemp("registry") / "locked", locked=True
+    ) as address:
+        yield address
 
 
 @pytest.fixture(scope="session")

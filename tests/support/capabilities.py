@@ -62,6 +62,13 @@ def _cgroup_v2() -> str | None:
     return "cgroup v2 memory controller"
 
 
+def _registry() -> str | None:
+    if shutil.which("skopeo") is None:
+        return "skopeo on PATH"
+    found = shutil.which("docker-registry") or (shutil.which("apt-get") and shutil.which("dpkg-deb"))
+    return None if found else "docker-registry on PATH, or apt-get and dpkg-deb to fetch it"
+
+
 MARKERS: dict[str, Callable[[], str | None]] = {
     "root": _root,
     "qemu": _qemu,
@@ -73,6 +80,10 @@ MARKERS: dict[str, Callable[[], str | None]] = {
     "cgroup_v2": _cgroup_v2,
     "mmdebstrap": _program("mmdebstrap"),
     "busybox": _busybox,
+    "tmux": _program("tmux"),
+    "fish": _program("fish"),
+    "zsh": _program("zsh"),
+    "registry": _registry,
 }
 
 

@@ -9,10 +9,11 @@ import contextlib
 import logging
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from msgspec.structs import replace
 
@@ -20,7 +21,7 @@ from casemate import _core
 from casemate._async.agent import AsyncAgentClient, AsyncPipeline
 from casemate._async.container import AsyncContainer, Changed, Detach, new_container_id
 from casemate._async.guest import begin_container, image_disk, steps
-from casemate._async.hypervisor.qemu import AsyncQemu
+from casemate._async.hypervisor.drivers import make_driver
 from casemate._async.link import await_agent, dial_agent
 from casemate._async.undo import AsyncUndoStack, raise_with
 from casemate._compat import aio as compat
@@ -46,9 +47,21 @@ from casemate.observe.timings import PhaseClock
 from casemate.persist.record import ProcessRecord, SandboxRecord, with_container
 from casemate.persist.recovery import CleanupReport, SandboxInfo, cleanup, list_sandboxes
 from casemate.persist.store import SandboxDirectory, process_record
-from casemate.types import ContainerId, Phase, Progress, SandboxId, State, check_transition
+from casemate.types import (
+    Attachment,
+    BlockAttachment,
+    ContainerId,
+    NicAttachment,
+    Phase,
+    Progress,
+    SandboxId,
+    State,
+    check_transition,
+)
 
 if TYPE_CHECKING:
+    from casemate._async.devices import AsyncDevices
+    from casemate._async.hypervisor import AsyncHypervisor
     from casemate._async.kept import AsyncKept
     from casemate._async.logs import AsyncLogReader
     from casemate.guest import GuestAssets
@@ -80,6 +93,7 @@ class AsyncSandbox:
         "_clock",
         "_containers",
         "_created_unix_ns",
+        "_devices",
         "_directory",
         "_driver",
         "_host_port",
@@ -87,8 +101,10 @@ class AsyncSandbox:
         "_kept",
         "_lock",
         "_record",
+        "_saving",
         "_settings",
         "_state",
+        "_stopping",
         "_timeouts",
         "_undo",
         "_vmm",
@@ -97,6 +113,9 @@ class AsyncSandbox:
         "guest",
         "id",
     )
+
+    _ON_TRIAL: ClassVar = False
+    """Whether the accelerator is taken as the configuration names it, whatever is known of it."""
 
     def __init__(self, sandbox_id: SandboxId, config: SandboxConfig, settings: Settings) -> None:
         self.id = sandbox_id
@@ -110,8 +129,11 @@ class AsyncSandbox:
         self._containers: dict[ContainerId, AsyncContainer] = {}
         self._undo = AsyncUndoStack()
         self._lock = compat.Lock()
+        self._stopping = compat.Lock()
+        self._saving = threading.Lock()
         self._directory: SandboxDirectory | None = None
-        self._driver: AsyncQemu | None = None
+        self._driver: AsyncHypervisor | None = None
+        self._devices: AsyncDevices | None = None
         self._keeper: NewKeeper | None = None
         self._kept: AsyncKept | None = None
         self._host_port = choose_host_port()
@@ -251,19 +273,14 @@ class AsyncSandbox:
 
     async def _plan(
         self, images: Sequence[Image], progress: Callable[[Progress], None] | None
-    ) -> tuple[AsyncQemu, tuple[BlockAddress, ...]]:
+    ) -> tuple[AsyncHypervisor, tuple[BlockAddress, ...]]:
         """Decide on everything; nothing is made."""
-        from casemate import guest
-
-        driver = await AsyncQemu.create(self.config, self._settings, sandbox_id=self.id)
-        self._assets = await compat.to_thread(
-            guest.resolve,
-            self.config.kernel,
-            self.config.initrd,
-            image=self.config.image,
-            machine=self.config.machine,
-            settings=self._settings,
+        driver, self._assets = await make_driver(
+            self.config,
+            self._settings,
+            sandbox_id=self.id,
             progress=steps(progress),
+            on_trial=self._ON_TRIAL,
         )
         boot = boot_assets(
             self.config,
@@ -276,10 +293,11 @@ class AsyncSandbox:
             boot, [image_disk(f"rootfs{index}", image) for index, image in enumerate(images)]
         )
 
-    async def _boot(self, driver: AsyncQemu, *, detached: bool) -> None:
+    async def _boot(self, driver: AsyncHypervisor, *, detached: bool) -> None:
         self._directory = SandboxDirectory.take(self._settings, self.id)
         self._undo.push("state directory", self._remove_directory)
         self._driver = driver
+        driver.changed = self._save
         self._save()
         if detached:
             # As a whole: nobody would know of a keeper whose start was given up.
@@ -300,7 +318,7 @@ class AsyncSandbox:
             self._undo.push("agent connection", self._close_agent)
         self._clock.mark("boot")
 
-    async def _start_keeper(self, driver: AsyncQemu) -> None:
+    async def _start_keeper(self, driver: AsyncHypervisor) -> None:
         from casemate.keeper.birth import NewKeeper
 
         assert self._directory is not None
@@ -318,7 +336,7 @@ class AsyncSandbox:
         if self._keeper is not None:
             await compat.to_thread(self._keeper.abandon)
 
-    async def _give_to_keeper(self, driver: AsyncQemu) -> None:
+    async def _give_to_keeper(self, driver: AsyncHypervisor) -> None:
         """From here on the sandbox is the keeper's; until it says so, all of it ends with this process."""
         from casemate._async.kept import AsyncKept
 
@@ -344,7 +362,7 @@ class AsyncSandbox:
         self._clock.mark("hand_over")
 
     async def _connect(
-        self, driver: AsyncQemu, transport: Transport, listener: socket.socket
+        self, driver: AsyncHypervisor, transport: Transport, listener: socket.socket
     ) -> AsyncAgentClient:
         boot_s, request_s = self._timeouts.boot_s, self._timeouts.request_s
         if self._guest_assets().agent == "casemate":
@@ -473,6 +491,101 @@ class AsyncSandbox:
                 extra={"sandbox": self.id, "op": "sandbox.create_container", "cause": str(error)},
             )
 
+    async def attach_block(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        readonly: bool = False,
+        discard: bool = False,
+        direct: bool = False,
+    ) -> BlockAttachment:
+        """Give the running guest a disk, and wait until it can be used there.
+
+        Args:
+            path: A raw image or a block device of the host. A writable image is locked: only one VM can have it.
+            readonly: The guest can't write, and others may have the file too.
+            discard: What the guest discards is given back to the host's file system.
+            direct: Reads and writes go past the host's page cache.
+
+        Returns: Where it is, with its node in the guest.
+
+        Raises:
+            NotFoundError, InvalidConfigError, HostError: The file can't be used; nothing was made.
+            UnsupportedError: The machine can't hot-plug (microvm).
+            ResourceExhaustedError: No port is free.
+            QmpError: The VMM refused it.
+            DeadlineExceededError: The guest did not have it in ``timeouts.hotplug_s``; it was taken away again.
+            InvalidStateError: The sandbox does not run, or belongs to another process.
+        Blocks: until the guest has it. A failure or a cancellation leaves nothing behind.
+        """
+        devices = self._own_devices("attach_block")
+        return await devices.attach_block(path, readonly=readonly, discard=discard, direct=direct)
+
+    async def attach_nic(
+        self, *, mac: str | None = None, netns: str | None = None, owner: int | None = None
+    ) -> NicAttachment:
+        """Give the running guest a network interface over a tap device that is made for it, and wait until it is there.
+
+        The tap device is up, has no addresses and is named ``cm`` with the lowest free number. It goes with the
+        attachment, and with the VMM however that ends.
+
+        Args:
+            mac: Hardware address; None: a random one.
+            netns: Path of the network namespace for the tap device; None: that of this process.
+            owner: User id that may open the tap device too.
+
+        Returns: Its names in the guest and on the host.
+
+        Raises:
+            InvalidConfigError: ``mac`` can't be used; nothing was made.
+            HostError: The tap device can't be made (CAP_NET_ADMIN, ``/dev/net/tun``).
+            Otherwise as :meth:`attach_block`.
+        Blocks: until the guest has it. A failure or a cancellation leaves nothing behind.
+        """
+        return await self._own_devices("attach_nic").attach_nic(mac=mac, netns=netns, owner=owner)
+
+    async def detach(self, attachment: Attachment | str) -> None:
+        """Take an attached device away, when the guest has let it go. What uses it there loses it.
+
+        Args:
+            attachment: What :meth:`attach_block` or :meth:`attach_nic` returned, or its ``id``.
+
+        Raises:
+            NotFoundError: It is not attached.
+            DeadlineExceededError: The guest did not let it go in ``timeouts.hotplug_s``. It may still; ask again.
+            HypervisorError: The guest refused.
+            InvalidStateError: The sandbox does not run, or belongs to another process.
+        Blocks: until then. After a failure or a cancellation the device is attached, perhaps under another name.
+        """
+        device_id = attachment if isinstance(attachment, str) else attachment.id
+        await self._own_devices("detach").detach(device_id)
+
+    @property
+    def attachments(self) -> tuple[Attachment, ...]:
+        """Devices that were attached while it runs, in the order of their coming."""
+        if self._devices is not None:
+            return self._devices.attachments
+        return () if self._record is None else self._record.devices
+
+    def _own_devices(self, op: str) -> AsyncDevices:
+        agent, driver = self._running_agent(op), self._own_driver(op)
+        if self._state is not State.RUNNING:
+            raise InvalidStateError(
+                f"{op} needs a running guest, sandbox {self.id} is {self._state.value}",
+                state=self._state.value,
+                wanted=State.RUNNING.value,
+                op=f"sandbox.{op}",
+                sandbox_id=self.id,
+            )
+        if self._devices is None:
+            # Here, not above: most sandboxes never need it.
+            from casemate._async.devices import AsyncDevices
+
+            details = self.guest.agent_details
+            features = () if details is None else details.extra_features
+            self._devices = AsyncDevices(driver, agent, features, self._save)
+        return self._devices
+
     def _forgetting(self, container_id: ContainerId) -> Detach:
         """What remains to do when a container that was there at boot is removed: its disk stays plugged in."""
 
@@ -590,11 +703,11 @@ class AsyncSandbox:
             process owns it.
         Blocks: for the guest's and the VMM's end, at most ``timeouts.stop_s`` each.
         """
-        if self._state is State.STOPPED:
-            return
-        self._control("stop")
-        # As a whole: a cancellation after the guest's end must not leave the machine.
-        await compat.shielded(self._stop())
+        async with self._stopping:
+            if self._state is not State.STOPPED:
+                self._control("stop")
+                # As a whole: a cancellation after the guest's end must not leave the machine.
+                await compat.shielded(self._stop())
 
     async def _stop(self) -> None:
         failures: list[BaseException] = []
@@ -608,6 +721,8 @@ class AsyncSandbox:
         if self._kept is not None:
             self._undo.push("keeper", self._kept.end)
         failures += await self._undo.unwind()
+        if self._kept is not None:
+            self._kept.close()
         self._clock.mark("teardown")
         if len(failures) == 1:
             raise failures[0]
@@ -684,13 +799,13 @@ class AsyncSandbox:
             )
         return self._agent
 
-    def _control(self, op: str) -> AsyncQemu | AsyncKept:
+    def _control(self, op: str) -> AsyncHypervisor | AsyncKept:
         return self._kept if self._kept is not None else self._own_driver(op)
 
-    def _own_driver(self, op: str) -> AsyncQemu:
+    def _own_driver(self, op: str) -> AsyncHypervisor:
         if self._kept is not None:
             raise UnsupportedError(
-                f"{op} is not possible in a detached sandbox; it takes its containers when it is made",
+                f"{op} is not possible in a detached sandbox: give it what it needs when it is made",
                 capability="detached_hotplug",
                 op=f"sandbox.{op}",
                 sandbox_id=self.id,
@@ -706,8 +821,10 @@ class AsyncSandbox:
         return self._driver
 
     def _save(self) -> None:
-        if self._directory is not None and self._state is not State.STOPPED:
-            self._directory.write(self._make_record())
+        # Several threads may change it: what is written last is what was seen last.
+        with self._saving:
+            if self._directory is not None and self._state is not State.STOPPED:
+                self._directory.write(self._make_record())
 
     def _make_record(self) -> SandboxRecord:
         driver, assets = self._own_driver("inspect"), self._guest_assets()
@@ -728,7 +845,9 @@ class AsyncSandbox:
             keeper=None if self._keeper is None else self._keeper.record,
             vmm=self._vmm,
             agent_url=self.agent_url,
-            containers=tuple(container.record() for container in self._containers.values()),
+            containers=tuple(container.record() for container in self.containers),
+            topology=driver.topology,
+            devices=self.attachments,
         )
 
     def _guest_assets(self) -> GuestAssets:

@@ -42,7 +42,7 @@ def add_image_and_command(parser: argparse.ArgumentParser, *, image_needed: bool
         "image",
         metavar="IMAGE",
         nargs=None if image_needed else "?",
-        help="oci:DIR[:TAG], oci-archive:FILE, docker-archive:FILE, a path or a known name",
+        help="docker://NAME, oci:DIR[:TAG], oci-archive:FILE, docker-archive:FILE, a path or a known name",
     )
     parser.add_argument(
         "command_line", metavar="COMMAND", nargs=argparse.REMAINDER, help="in place of the image's command"

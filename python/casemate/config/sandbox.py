@@ -25,7 +25,7 @@ __all__ = [
     "check_host",
 ]
 
-HYPERVISORS = ("qemu",)
+HYPERVISORS = ("qemu", "mock")
 MACHINES = ("q35", "microvm")
 ACCELERATORS = ("auto", "kvm", "tcg")
 MAX_VCPUS = 288
@@ -67,7 +67,7 @@ class SandboxConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     Args:
         name: 2 to 64 letters, digits, ``_.-``; None: one is made up.
-        hypervisor: The VMM, ``"qemu"``.
+        hypervisor: The VMM: ``"qemu"``, or ``"mock"``: a fake one without a guest, for tests of what is built on sandboxes.
         machine: ``"q35"`` (everything can be hot-plugged) or ``"microvm"`` (boots faster, its size is fixed).
         accel: ``"kvm"``, ``"tcg"`` (software emulation), or ``"auto"``: KVM where it really works.
         cpu_model: In the VMM's own words; None: ``host`` with KVM, ``max,-erms,-fsrm`` without.

@@ -12,12 +12,17 @@ __all__ = ["STEPS", "Step", "migrate"]
 Step = Callable[[dict[str, Any]], dict[str, Any]]
 
 
-def _to_version_2(document: dict[str, Any]) -> dict[str, Any]:
-    """Sandboxes may have a keeper; those of before had none."""
+def _with_devices(document: dict[str, Any]) -> dict[str, Any]:
+    """Version 1 knew no later devices. Its owner kept them to itself, so nothing is known of their places."""
+    return {**document, "topology": {"bridges": []}, "devices": []}
+
+
+def _with_keeper(document: dict[str, Any]) -> dict[str, Any]:
+    """Version 2 knew no keepers: every sandbox was its maker's."""
     return {**document, "keeper": None}
 
 
-STEPS: Mapping[int, Step] = {1: _to_version_2}
+STEPS: Mapping[int, Step] = {1: _with_devices, 2: _with_keeper}
 """``STEPS[n]`` makes a decoded document of version n into one of version n + 1. There is no older form than version 1."""
 
 

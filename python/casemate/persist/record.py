@@ -6,11 +6,12 @@ import msgspec
 from msgspec.structs import replace
 
 from casemate.agent.messages import ProcessSpec
-from casemate.types import State
+from casemate.hypervisor.pci import Topology
+from casemate.types import Attachment, State
 
 __all__ = ["VERSION", "ContainerRecord", "ProcessRecord", "SandboxRecord", "with_container"]
 
-VERSION = 2
+VERSION = 3
 
 
 class ProcessRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -47,6 +48,8 @@ class SandboxRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         keeper: Of a detached sandbox the process that holds it while nobody else does; None: it is its maker's.
         vmm: The VMM, absent until it was started.
         agent_url: The agent's address, empty until the VMM was prepared.
+        topology: The bridges for later devices, and what is behind them or is about to be.
+        devices: What was attached to the running VM.
     """
 
     version: int = VERSION
@@ -67,6 +70,8 @@ class SandboxRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     vmm: ProcessRecord | None = None
     agent_url: str = ""
     containers: tuple[ContainerRecord, ...] = ()
+    topology: Topology = Topology()
+    devices: tuple[Attachment, ...] = ()
 
 
 def with_container(
