@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import tempfile
@@ -105,17 +106,20 @@ class Store:
         if not self._directory(digest).is_dir():
             return None
         path = self._root / "locks" / _hex(digest)
-        with typed_errors(path), locked(path, timeout_s=_NAMES_TIMEOUT_S * self._timeout_factor, shared=True):
-            record = self.load(digest)
-            if record is not None:
-                try:
-                    os.utime(self._directory(digest) / _RECORD_NAME)
-                except OSError as exc:
-                    # Who can't write can't collect either.
-                    _log.debug(
-                        "use is not recorded", extra={"op": "image.use", "target": digest, "errno": exc.errno}
-                    )
-        return record
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(
+                    locked(path, timeout_s=_NAMES_TIMEOUT_S * self._timeout_factor, shared=True)
+                )
+                os.utime(self._directory(digest) / _RECORD_NAME)
+            except OSError as exc:
+                # Who can't write can't collect either; what is not whole is told by the next line.
+                if exc.errno not in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT):
+                    raise
+                _log.debug(
+                    "use is not recorded", extra={"op": "image.use", "target": digest, "errno": exc.errno}
+                )
+            return self.load(digest)
 
     def used_at(self, digest: str) -> float:
         """When the image was last used, in seconds since 1970; 0 when it is gone. Blocks: for one small read."""
