@@ -282,7 +282,7 @@ class Store:
         """
         image = self.find(text)
         if image is None:
-            raise self.unknown(text)
+            raise NotFoundError(f"image {text!r} is not stored; {self._stored_text()}")
         by_name = image.name in self._spellings(text)
 
         def forget(names: dict[str, str]) -> None:
@@ -325,21 +325,19 @@ class Store:
 
     def unknown(self, text: str) -> NotFoundError:
         """The error for a reference that names nothing. Blocks: for one small read."""
-        known = sorted(self.names())
+        whole = self._canonical(text)
+        cure = (
+            "a layout is named by oci:PATH, an archive by oci-archive:PATH or docker-archive:PATH"
+            if whole is None
+            else f"to fetch {whole} from its registry, say docker://{text}"
+        )
         return NotFoundError(
-            f"image {text!r} is neither an existing path nor a stored image; "
-            + (f"stored are {', '.join(known[:20])}" if known else "none is stored")
-            + "; a layout is named by oci:PATH, an archive by oci-archive:PATH or docker-archive:PATH"
-            + self._offer(text)
+            f"image {text!r} is neither an existing path nor a stored image; {self._stored_text()}; {cure}"
         )
 
-    def _offer(self, text: str) -> str:
-        whole = self._canonical(text)
-        return (
-            ""
-            if whole is None
-            else f"; to fetch {whole} from its registry, say docker://{text.removeprefix('docker://')}"
-        )
+    def _stored_text(self) -> str:
+        known = sorted(self.names())
+        return f"stored are {', '.join(known[:20])}" if known else "none is stored"
 
     def _spellings(self, text: str) -> tuple[str, ...]:
         """The names that ``text`` can mean, nearest first."""
