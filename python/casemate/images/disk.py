@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import logging
 import os
 import sys
 import time
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from casemate._core import remove_tree
 from casemate.errors import CasemateError, DeadlineExceededError, HostError, ResourceExhaustedError
+from casemate.observe.log import Log
 
 __all__ = [
     "list_directory",
@@ -28,7 +28,7 @@ __all__ = [
     "write_synced",
 ]
 
-_log = logging.getLogger(__name__)
+_log = Log(__name__)
 
 # linux/fs.h
 _FS_IOC_GETFLAGS = 0x80086601

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import logging
 import os
 import tempfile
 import time
@@ -40,10 +39,11 @@ from casemate.images.disk import (
 from casemate.images.reference import normalise_name
 from casemate.images.registry.name import parse_name
 from casemate.images.types import Filesystem, Image, ImageConfig
+from casemate.observe.log import Log
 
 __all__ = ["ImageRecord", "Store"]
 
-_log = logging.getLogger(__name__)
+_log = Log(__name__)
 
 _RECORD_VERSION = 1
 _RECORD_NAME = "record.json"
