@@ -43,8 +43,8 @@ PLUG = tuple(
     f"{name}{behind}" for name in ("qemu.blockdev_add", "qemu.device_add") for behind in ("", ".after")
 )
 UNPLUG = ("qemu.device_del", "qemu.device_del.after", "qemu.blockdev_del")
-# Swept where devices come and go on purpose: tests/e2e/test_hotplug.py.
-DEVICES = ("tap.", "guest.", "qemu.getfd", "qemu.netdev_")
+# Swept where devices come and go on purpose, tests/e2e/test_hotplug.py, and where images do, tests/integration/images.
+DEVICES = ("tap.", "guest.", "qemu.getfd", "qemu.netdev_", "image.")
 START = tuple(
     name for name in failpoints.POINTS if name not in UNDO + PLUG + UNPLUG and not name.startswith(DEVICES)
 )

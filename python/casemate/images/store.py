@@ -39,6 +39,7 @@ from casemate.images.disk import (
 from casemate.images.reference import normalise_name
 from casemate.images.registry.name import parse_name
 from casemate.images.types import Filesystem, Image, ImageConfig
+from casemate.observe import failpoints
 from casemate.observe.log import Log
 
 __all__ = ["ImageRecord", "Store"]
@@ -169,6 +170,7 @@ class Store:
             return record if record is not None else self._make(digest, fill)
 
     def _make(self, digest: str, fill: Callable[[Path], ImageRecord]) -> ImageRecord:
+        failpoints.hit("image.work")
         with typed_errors(self._root):
             work = Path(tempfile.mkdtemp(prefix=f"{_hex(digest)}.", dir=self._root / "work"))
         with removed_at_end(work):
@@ -180,12 +182,15 @@ class Store:
                 for name in os.listdir(work):
                     if name != "image":
                         remove_tree(work / name)
+                failpoints.hit("image.record")
                 sync(work / "image" / f"rootfs.{record.fstype}")
                 write_synced(work / "image" / _RECORD_NAME, msgspec.json.encode(record))
                 sync(work / "image")
                 # A damaged one may lie there.
                 remove_tree(self._directory(digest))
+                failpoints.hit("image.rename")
                 os.rename(work / "image", self._directory(digest))
+                failpoints.hit("image.renamed")
                 sync(self._root)
         return record
 
@@ -221,6 +226,7 @@ class Store:
         Blocks: for the removal.
         """
         removed_bytes = 0
+        failpoints.hit("image.parts")
         for name in list_directory(self._root / "parts") if only is None else only:
             path = self._root / "parts" / name
             try:
@@ -319,8 +325,10 @@ class Store:
         """Remove an image, whose lock the caller has. It needs no room: a full disk is when people remove."""
         doomed = self._root / "work" / f"{_hex(digest)}.{os.urandom(4).hex()}"
         # First out of sight, in one step.
+        failpoints.hit("image.remove")
         with contextlib.suppress(FileNotFoundError):
             os.rename(self._directory(digest), doomed)
+        failpoints.hit("image.removed")
         remove_tree(doomed)
 
     def unknown(self, text: str) -> NotFoundError:
@@ -375,12 +383,14 @@ class Store:
                 names = self.names()
                 result = change(names)
                 fresh = self._root / "names.json.new"
+                failpoints.hit("image.names")
                 try:
                     write_synced(fresh, msgspec.json.encode(_Names(names=names)))
                 except OSError:
                     fresh.unlink(missing_ok=True)
                     raise
                 os.rename(fresh, self._root / "names.json")
+                failpoints.hit("image.named")
                 sync(self._root)
         return result
 
