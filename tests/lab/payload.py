@@ -81,6 +81,7 @@ def test_job(package: Path, libraries: Path, tests: Path, arguments: Sequence[st
     return Job(
         command=(
             *("python3", "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:randomly", "--no-header"),
+            *("--verbose", "--color=no"),
             *(f"--report={HOME}/out/report.json", f"--junitxml={HOME}/out/junit.xml"),
             *arguments,
             f"@{HOME}/tests.txt",
