@@ -50,7 +50,7 @@ def say(text: str) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="./dev lab", description=__doc__)
-    parser.add_argument("--boot-s", type=float, default=180.0, help="seconds until the lab must be up")
+    parser.add_argument("--boot-s", type=float, default=300.0, help="seconds until the lab must be up")
     parser.add_argument("--limit-s", type=int, help="seconds that the job may take")
     parser.add_argument(
         "--from-tree",

@@ -80,7 +80,8 @@ def test_job(package: Path, libraries: Path, tests: Path, arguments: Sequence[st
     """A pytest run in the lab over the tests that the file ``tests`` names; its report and junit file come back."""
     return Job(
         command=(
-            *("python3", "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:randomly", "--no-header"),
+            *("python3", "-m", "pytest", "-p", "no:cacheprovider", "--no-header"),
+            *("-p", "pytest_asyncio.plugin", "-p", "pytest_timeout"),
             *("--verbose", "--color=no"),
             *(f"--report={HOME}/out/report.json", f"--junitxml={HOME}/out/junit.xml"),
             *arguments,
@@ -89,6 +90,8 @@ def test_job(package: Path, libraries: Path, tests: Path, arguments: Sequence[st
         environment={
             "PYTHONPATH": f"{HOME}/package:{HOME}/libraries",
             "CASEMATE_IN_LAB": "1",
+            # Those above are named: looking for others, and importing them, takes half a minute.
+            "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
             "CASEMATE_TEST_CACHE": GUEST_CACHE,
             "CASEMATE_TIMEOUT_FACTOR": str(GUEST_FACTOR),
         },
