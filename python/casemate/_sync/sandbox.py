@@ -7,7 +7,6 @@ Longer than other modules: it is the one public noun with most operations, and a
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import socket
 import threading
@@ -19,8 +18,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from casemate import _core
 from casemate._sync.agent import AgentClient, Pipeline
 from casemate._sync.container import Container, new_container_id
-from casemate._sync.hypervisor.drivers import make_driver
 from casemate._sync.link import await_agent, dial_agent
+from casemate._sync.pull import prepare_image
 from casemate._sync.undo import UndoStack, raise_with
 from casemate._compat import blocking as compat
 from casemate.agent import messages
@@ -41,6 +40,7 @@ from casemate.errors import (
 from casemate.hypervisor import BlockAddress, BlockDevice
 from casemate.hypervisor.boot import boot_assets
 from casemate.observe import failpoints
+from casemate.observe.log import Log
 from casemate.observe.timings import PhaseClock
 from casemate.persist.record import ContainerRecord, ProcessRecord, SandboxRecord
 from casemate.persist.recovery import CleanupReport, SandboxInfo, cleanup, list_sandboxes
@@ -65,7 +65,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Sandbox"]
 
-_log = logging.getLogger(__name__)
+_log = Log(__name__)
 
 GUEST_HOSTNAME_BYTES = 64
 
@@ -262,6 +262,9 @@ class Sandbox:
         self, images: Sequence[Image], progress: Callable[[Progress], None] | None
     ) -> tuple[Hypervisor, tuple[BlockAddress, ...]]:
         """Decide on everything; nothing is made."""
+        # Here, not above: who only names a sandbox, or reaches one of another process, needs no driver.
+        from casemate._sync.hypervisor.drivers import make_driver
+
         driver, self._assets = make_driver(
             self.config,
             self._settings,
@@ -672,9 +675,7 @@ class Sandbox:
     ) -> Image:
         from casemate import images
 
-        return compat.to_thread(
-            images.resolve, config.image, settings=self._settings, progress=progress
-        )
+        return prepare_image(images.resolve, config.image, settings=self._settings, progress=progress)
 
     def _find_image(self, digest: str) -> Image | None:
         from casemate import images

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -28,11 +27,12 @@ from casemate.errors import (
 from casemate.hypervisor import BlockDevice, NicDevice, PluggedDevice
 from casemate.hypervisor.pci import Place, Topology
 from casemate.hypervisor.qemu import hotplug
+from casemate.observe.log import Log
 from casemate.transaction import Action, GuestCall, NativeCall, PlanState, QmpCall
 
 __all__ = ["AsyncHotplug"]
 
-_log = logging.getLogger(__name__)
+_log = Log(__name__)
 
 
 class AsyncHotplug:
