@@ -7,6 +7,7 @@ go), and this process (processor time). The rest is the state document, written 
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import platform
 import tempfile
