@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from casemate._sync.run import run
     from casemate._sync.sandbox import Sandbox
     from casemate.config.container import ContainerConfig
+    from casemate.config.monitor import MonitorConfig
     from casemate.config.sandbox import SandboxConfig, TimeoutConfig
     from casemate.config.settings import Settings
     from casemate.errors import (
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
         VmmExitedError,
     )
     from casemate.persist.recovery import CleanupReport, SandboxInfo
-    from casemate.types import ExecResult, Phase, RunResult, State
+    from casemate.types import Event, EventKind, ExecResult, Phase, RunResult, State
 
 __version__ = "0.1.0"
 
@@ -58,6 +59,7 @@ _HOMES = {
     "casemate._sync.run": ("run",),
     "casemate._sync.sandbox": ("Sandbox",),
     "casemate.config.container": ("ContainerConfig",),
+    "casemate.config.monitor": ("MonitorConfig",),
     "casemate.config.sandbox": ("SandboxConfig", "TimeoutConfig"),
     "casemate.config.settings": ("Settings",),
     "casemate.errors": (
@@ -84,7 +86,7 @@ _HOMES = {
         "VmmExitedError",
     ),
     "casemate.persist.recovery": ("CleanupReport", "SandboxInfo"),
-    "casemate.types": ("ExecResult", "Phase", "RunResult", "State"),
+    "casemate.types": ("Event", "EventKind", "ExecResult", "Phase", "RunResult", "State"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -103,6 +105,8 @@ __all__ = [
     "Container",
     "ContainerConfig",
     "DeadlineExceededError",
+    "Event",
+    "EventKind",
     "ExecResult",
     "HostError",
     "HypervisorError",
@@ -110,6 +114,7 @@ __all__ = [
     "InternalError",
     "InvalidConfigError",
     "InvalidStateError",
+    "MonitorConfig",
     "MountError",
     "NotFoundError",
     "Phase",

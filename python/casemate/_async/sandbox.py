@@ -20,6 +20,7 @@ from casemate._async.agent import AsyncAgentClient, AsyncPipeline
 from casemate._async.container import AsyncContainer, new_container_id
 from casemate._async.hypervisor.drivers import make_driver
 from casemate._async.link import await_agent, dial_agent
+from casemate._async.monitor import AsyncEvents, AsyncMonitor
 from casemate._async.undo import AsyncUndoStack, raise_with
 from casemate._compat import aio as compat
 from casemate.agent import messages
@@ -44,7 +45,7 @@ from casemate.observe.timings import PhaseClock
 from casemate.persist.record import ContainerRecord, ProcessRecord, SandboxRecord
 from casemate.persist.recovery import CleanupReport, SandboxInfo, cleanup, list_sandboxes
 from casemate.persist.store import SandboxDirectory, is_owned, load_record, process_record
-from casemate.types import ContainerId, Phase, Progress, SandboxId, State, check_transition
+from casemate.types import ContainerId, Event, Phase, Progress, SandboxId, State, check_transition
 
 if TYPE_CHECKING:
     from casemate._async.hypervisor import AsyncHypervisor
@@ -80,6 +81,7 @@ class AsyncSandbox:
         "_driver",
         "_host_port",
         "_lock",
+        "_monitor",
         "_record",
         "_saving",
         "_settings",
@@ -112,6 +114,7 @@ class AsyncSandbox:
         self._driver: AsyncHypervisor | None = None
         self._host_port = choose_host_port()
         self._agent: AsyncAgentClient | None = None
+        self._monitor: AsyncMonitor | None = None
         self._record: SandboxRecord | None = None
         self._assets: GuestAssets | None = None
         self._vmm: ProcessRecord | None = None
@@ -471,6 +474,36 @@ class AsyncSandbox:
         """All that is known of it, as in its state document. Does not block."""
         return self._record if self._driver is None and self._record is not None else self._make_record()
 
+    def events(self) -> AsyncEvents:
+        """What happens to it from now on, to be iterated over: see :class:`casemate.EventKind`. Does not block.
+
+        The first call starts the watch, which asks VMM and agent as ``config.monitor`` says; before it nobody is asked.
+
+        Raises: InvalidStateError: It does not run, or belongs to another process.
+        """
+        return self._watched("events").subscribe()
+
+    def on_event(self, callback: Callable[[Event], None]) -> Callable[[], None]:
+        """Call ``callback`` with each event from now on; call what is returned to end that. Does not block.
+
+        It is called by the watch itself (on the loop, or in its thread) and must not wait. Raises: as :meth:`events`.
+        """
+        return self._watched("on_event").call(callback)
+
+    def _watched(self, op: str) -> AsyncMonitor:
+        agent, driver = self._running_agent(op), self._own_driver(op)
+        with self._saving:
+            if self._monitor is None:
+                self._monitor = AsyncMonitor(
+                    self.id,
+                    driver,
+                    agent,
+                    self.config.monitor,
+                    timeout_factor=self._settings.timeout_factor,
+                    is_paused=lambda: self._state is State.PAUSED,
+                )
+            return self._monitor
+
     async def pause(self) -> None:
         """Stop the virtual CPUs. Raises: InvalidStateError. Blocks: for the VMM's answer."""
         check_transition(self._state, State.PAUSED, op="sandbox.pause")
@@ -499,6 +532,10 @@ class AsyncSandbox:
 
     async def _stop(self) -> None:
         failures: list[BaseException] = []
+        if self._monitor is not None:
+            self._monitor.request_stop()
+            # Last of all: what it waits for ends with the VMM.
+            self._undo.push_first("monitor", self._monitor.join)
         try:
             if self._driver is not None:
                 await self._destroy_guest()

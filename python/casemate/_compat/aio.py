@@ -10,14 +10,17 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 from casemate import _core
+from casemate._compat._aio_background import Background, Mailbox
 from casemate._compat._aio_channel import Channel, Slot
 from casemate.errors import AgentConnectionError
 
 __all__ = [
     "AgentConnection",
+    "Background",
     "Channel",
     "Later",
     "Lock",
+    "Mailbox",
     "Reply",
     "Slot",
     "shielded",
@@ -164,6 +167,10 @@ class AgentConnection:
     def closed(self) -> bool:
         """Whether the connection is closed or broken."""
         return self._native.closed
+
+    def fail(self, text: str) -> None:
+        """Break it: open requests end with AgentConnectionError, later ones are refused. Idempotent."""
+        self._end(text)
 
     def close(self) -> None:
         """Close; open requests end with AgentConnectionError. Idempotent."""

@@ -9,13 +9,16 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, ParamSpec, TypeVar
 
 from casemate import _core
+from casemate._compat._blocking_background import Background, Mailbox
 from casemate._compat._blocking_channel import Channel, Slot
 
 __all__ = [
     "AgentConnection",
+    "Background",
     "Channel",
     "Later",
     "Lock",
+    "Mailbox",
     "Reply",
     "Slot",
     "shielded",
@@ -107,6 +110,10 @@ class AgentConnection:
     def closed(self) -> bool:
         """Whether the connection is closed or broken."""
         return self._native.closed
+
+    def fail(self, text: str) -> None:
+        """Break it: open requests end with AgentConnectionError, later ones are refused. Idempotent."""
+        self._native.fail(text)
 
     def close(self) -> None:
         """Close; open requests end with AgentConnectionError. Idempotent."""

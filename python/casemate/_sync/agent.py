@@ -15,6 +15,7 @@ __all__ = ["AgentClient", "Answered", "Pending", "Pipeline"]
 T = TypeVar("T")
 
 SERVICE = "grpc.AgentService"
+HEALTH = "grpc.Health"
 
 Explain = Callable[[AgentConnectionError], compat.Later[CasemateError]]
 """Finds the cause of a broken connection: most often the end of the VMM."""
@@ -61,7 +62,7 @@ class AgentClient:
         explain: Finds the cause of a broken connection.
     """
 
-    __slots__ = ("_explain", "connection", "ordered", "request_timeout_s")
+    __slots__ = ("_explain", "_given_up", "connection", "ordered", "request_timeout_s")
 
     def __init__(
         self, connection: compat.AgentConnection, *, ordered: bool, request_timeout_s: float, explain: Explain
@@ -70,6 +71,22 @@ class AgentClient:
         self.ordered = ordered
         self.request_timeout_s = request_timeout_s
         self._explain = explain
+        self._given_up = ""
+
+    @property
+    def given_up(self) -> bool:
+        """Whether :meth:`give_up` was called."""
+        return bool(self._given_up)
+
+    def give_up(self, text: str) -> None:
+        """Count on the agent no more: what waits for it and what is sent later fails at once, with ``text``. Idempotent."""
+        if not self._given_up:
+            self._given_up = text
+            self.connection.fail(text)
+
+    def check_health(self, timeout_s: float) -> None:
+        """Ask whether it serves. Raises and blocks as :meth:`Pending.result`."""
+        self._pending(self.connection.submit(HEALTH, "Check", b"{}", timeout_s)).result()
 
     def submit(
         self,
@@ -116,7 +133,11 @@ class AgentClient:
         self.connection.close()
 
     def _pending(self, reply: compat.Reply) -> Pending:
-        return Pending(reply, self._explain)
+        return Pending(reply, self._find_cause)
+
+    def _find_cause(self, error: AgentConnectionError) -> CasemateError:
+        # Whoever was given up is not asked about any more, and its VMM not waited for.
+        return AgentConnectionError(self._given_up) if self._given_up else self._explain(error)
 
 
 class Answered:

@@ -51,6 +51,9 @@ class AsyncHypervisor(Protocol):
     async def resume(self) -> None:
         """Let the vCPUs go on."""
 
+    async def check(self, timeout_s: float) -> None:
+        """Ask the VMM whether its guest runs. Raises: HypervisorError, DeadlineExceededError."""
+
     async def attach_block(self, disk: BlockDevice) -> BlockAddress:
         """Plug in a disk; say where the guest finds it."""
 

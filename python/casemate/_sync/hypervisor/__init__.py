@@ -52,6 +52,9 @@ class Hypervisor(Protocol):
     def resume(self) -> None:
         """Let the vCPUs go on."""
 
+    def check(self, timeout_s: float) -> None:
+        """Ask the VMM whether its guest runs. Raises: HypervisorError, DeadlineExceededError."""
+
     def attach_block(self, disk: BlockDevice) -> BlockAddress:
         """Plug in a disk; say where the guest finds it."""
 
