@@ -42,6 +42,9 @@ _MAX_ID = 31
 _MAX_SERIAL = 20
 # Without «fast string» bits the kernel copies with plain moves, which TCG translates well; a repeated string move is a slow loop there.
 _TCG_CPU = "max,-erms,-fsrm"
+# One thread for all vCPUs. With a thread each, QEMU 7.2 drops translated code before the store that changes it is done: another vCPU
+# can translate the old bytes again and keep them. A kernel that patches itself then meets a stale breakpoint, once in some sixty boots.
+_TCG_SEVERAL_VCPUS = (("thread", "single"),)
 _VSOCK_KINDS = ("vhost", "vhost-user", "none")
 
 
@@ -74,6 +77,7 @@ class VmPlan(msgspec.Struct, frozen=True, kw_only=True):
     machine: str
     machine_options: tuple[tuple[str, str | int | bool], ...]
     accelerator: Accelerator
+    accelerator_options: tuple[tuple[str, str], ...]
     cpu: str
     vcpus: int
     max_vcpus: int
@@ -131,6 +135,9 @@ def make_plan(
         machine=config.machine,
         machine_options=_machine_options(config, vsock),
         accelerator=accelerator,
+        accelerator_options=_TCG_SEVERAL_VCPUS
+        if accelerator.name == "tcg" and (config.max_vcpus or config.vcpus) > 1
+        else (),
         cpu=config.cpu_model or ("host" if accelerator.name == "kvm" else _TCG_CPU),
         vcpus=config.vcpus,
         max_vcpus=config.max_vcpus or config.vcpus,
