@@ -32,32 +32,34 @@ from .machine import Machine, QmpRefusal, options
 __all__ = ["main"]
 
 _FLAGS = ("-S", "-no-user-config", "-nodefaults", "-no-reboot")
-_OPTIONS = [
-    "-name",
-    "-uuid",
-    "-machine",
-    "-accel",
-    "-cpu",
-    "-chardev",
-    "-mon",
-    "-serial",
-    "-m",
-    "-object",
-    "-blockdev",
-    "-netdev",
-    "-device",
-    "-rtc",
-    "-global",
-    "-vga",
-    "-display",
-    "-kernel",
-    "-initrd",
-    "-append",
-    "-sandbox",
-    "-smp",
-    "-fake",
-    "-hybrid",
-]
+_OPTIONS = (
+    *(
+        "-name",
+        "-uuid",
+        "-machine",
+        "-accel",
+        "-cpu",
+        "-chardev",
+        "-mon",
+        "-serial",
+        "-m",
+        "-object",
+        "-blockdev",
+    ),
+    *(
+        "-netdev",
+        "-device",
+        "-rtc",
+        "-global",
+        "-vga",
+        "-display",
+        "-kernel",
+        "-initrd",
+        "-append",
+        "-sandbox",
+    ),
+    *("-smp", "-fake", "-hybrid"),
+)
 _PANIC = b"[    1.0] Kernel panic - not syncing: sysrq triggered crash\r\n"
 
 
