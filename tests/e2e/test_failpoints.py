@@ -39,8 +39,10 @@ UNDO = (
     "agent.close",
 )
 # Passed when a container comes and goes while the sandbox runs.
-PLUG = ("qemu.blockdev_add", "qemu.device_add", "qemu.device_added")
-UNPLUG = ("qemu.device_del", "qemu.blockdev_del")
+PLUG = tuple(
+    f"{name}{behind}" for name in ("qemu.blockdev_add", "qemu.device_add") for behind in ("", ".after")
+)
+UNPLUG = ("qemu.device_del", "qemu.device_del.after", "qemu.blockdev_del")
 # All steps are swept on a fake VMM (tests/integration/sandbox/test_sweep.py); here those at which a real one differs most.
 START_HITS = (
     ("qemu.vsock_backend", ""),

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 import os
 import socket
 import threading
@@ -17,13 +16,14 @@ from casemate._sync.agent import AgentClient
 from casemate._compat import blocking as compat
 from casemate.agent.transport import AGENT_PORT, HybridTransport, Transport, VsockTransport
 from casemate.errors import AgentConnectionError, CasemateError, DeadlineExceededError, InternalError
+from casemate.observe.log import Log
 
 if TYPE_CHECKING:
     from casemate._sync.hypervisor import Hypervisor
 
 __all__ = ["await_agent", "dial_agent"]
 
-_log = logging.getLogger(__name__)
+_log = Log(__name__)
 
 EXIT_GRACE_S = 2.0
 """A broken connection is mostly the first sign of the VMM's end; so long its exit status is waited for."""

@@ -7,21 +7,20 @@ Longer than other modules: it is the one public noun with most operations, and a
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from casemate import _core
 from casemate._sync.agent import AgentClient, Pipeline
 from casemate._sync.container import Container, new_container_id
-from casemate._sync.hypervisor.drivers import make_driver
 from casemate._sync.link import await_agent, dial_agent
 from casemate._sync.monitor import Events, Monitor
+from casemate._sync.pull import prepare_image
 from casemate._sync.undo import UndoStack, raise_with
 from casemate._compat import blocking as compat
 from casemate.agent import messages
@@ -42,20 +41,33 @@ from casemate.errors import (
 from casemate.hypervisor import BlockAddress, BlockDevice
 from casemate.hypervisor.boot import boot_assets
 from casemate.observe import failpoints
+from casemate.observe.log import Log
 from casemate.observe.timings import PhaseClock
 from casemate.persist.record import ContainerRecord, ProcessRecord, SandboxRecord
 from casemate.persist.recovery import CleanupReport, SandboxInfo, cleanup, list_sandboxes
 from casemate.persist.store import SandboxDirectory, is_owned, load_record, process_record
-from casemate.types import ContainerId, Event, Phase, Progress, SandboxId, State, check_transition
+from casemate.types import (
+    Attachment,
+    BlockAttachment,
+    ContainerId,
+    Event,
+    NicAttachment,
+    Phase,
+    Progress,
+    SandboxId,
+    State,
+    check_transition,
+)
 
 if TYPE_CHECKING:
+    from casemate._sync.devices import Devices
     from casemate._sync.hypervisor import Hypervisor
     from casemate.guest import GuestAssets
     from casemate.images import Image
 
 __all__ = ["Sandbox"]
 
-_log = logging.getLogger(__name__)
+_log = Log(__name__)
 
 GUEST_HOSTNAME_BYTES = 64
 
@@ -78,6 +90,7 @@ class Sandbox:
         "_clock",
         "_containers",
         "_created_unix_ns",
+        "_devices",
         "_directory",
         "_driver",
         "_host_port",
@@ -97,6 +110,9 @@ class Sandbox:
         "id",
     )
 
+    _ON_TRIAL: ClassVar = False
+    """Whether the accelerator is taken as the configuration names it, whatever is known of it."""
+
     def __init__(self, sandbox_id: SandboxId, config: SandboxConfig, settings: Settings) -> None:
         self.id = sandbox_id
         self.config = config
@@ -113,6 +129,7 @@ class Sandbox:
         self._saving = threading.Lock()
         self._directory: SandboxDirectory | None = None
         self._driver: Hypervisor | None = None
+        self._devices: Devices | None = None
         self._host_port = choose_host_port()
         self._agent: AgentClient | None = None
         self._monitor: Monitor | None = None
@@ -249,8 +266,15 @@ class Sandbox:
         self, images: Sequence[Image], progress: Callable[[Progress], None] | None
     ) -> tuple[Hypervisor, tuple[BlockAddress, ...]]:
         """Decide on everything; nothing is made."""
+        # Here, not above: who only names a sandbox, or reaches one of another process, needs no driver.
+        from casemate._sync.hypervisor.drivers import make_driver
+
         driver, self._assets = make_driver(
-            self.config, self._settings, sandbox_id=self.id, progress=_steps(progress)
+            self.config,
+            self._settings,
+            sandbox_id=self.id,
+            progress=_steps(progress),
+            on_trial=self._ON_TRIAL,
         )
         boot = boot_assets(
             self.config,
@@ -267,6 +291,7 @@ class Sandbox:
         self._directory = SandboxDirectory.take(self._settings, self.id)
         self._undo.push("state directory", self._remove_directory)
         self._driver = driver
+        driver.changed = self._save
         self._save()
         self._undo.push("virtual machine", driver.stop)
         transport = driver.prepare(self._directory.path)
@@ -390,7 +415,8 @@ class Sandbox:
             address = driver.attach_block(disk)
 
             def detach() -> None:
-                with contextlib.suppress(VmmExitedError):  # and the disk with it
+                # Gone with the VMM, or by an earlier try that failed behind it.
+                with contextlib.suppress(VmmExitedError, NotFoundError):
                     driver.detach_block(disk.id)
                 self._containers.pop(container_id, None)
 
@@ -424,6 +450,102 @@ class Sandbox:
                 "there was no container to remove",
                 extra={"sandbox": self.id, "op": "sandbox.create_container", "cause": str(error)},
             )
+
+    def attach_block(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        readonly: bool = False,
+        discard: bool = False,
+        direct: bool = False,
+    ) -> BlockAttachment:
+        """Give the running guest a disk, and wait until it can be used there.
+
+        Args:
+            path: A raw image or a block device of the host. A writable image is locked: only one VM can have it.
+            readonly: The guest can't write, and others may have the file too.
+            discard: What the guest discards is given back to the host's file system.
+            direct: Reads and writes go past the host's page cache.
+
+        Returns: Where it is, with its node in the guest.
+
+        Raises:
+            NotFoundError, InvalidConfigError, HostError: The file can't be used; nothing was made.
+            UnsupportedError: The machine can't hot-plug (microvm).
+            ResourceExhaustedError: No port is free.
+            QmpError: The VMM refused it.
+            DeadlineExceededError: The guest did not have it in ``timeouts.hotplug_s``; it was taken away again.
+            InvalidStateError: The sandbox does not run, or belongs to another process.
+        Blocks: until the guest has it. A failure or a cancellation leaves nothing behind.
+        """
+        devices = self._own_devices("attach_block")
+        return devices.attach_block(path, readonly=readonly, discard=discard, direct=direct)
+
+    def attach_nic(
+        self, *, mac: str | None = None, netns: str | None = None, owner: int | None = None
+    ) -> NicAttachment:
+        """Give the running guest a network interface over a tap device that is made for it, and wait until it is there.
+
+        The tap device is up, has no addresses and is named ``cm`` with the lowest free number. It goes with the
+        attachment, and with the VMM however that ends.
+
+        Args:
+            mac: Hardware address; None: a random one.
+            netns: Path of the network namespace for the tap device; None: that of this process.
+            owner: User id that may open the tap device too.
+
+        Returns: Its names in the guest and on the host.
+
+        Raises:
+            InvalidConfigError: ``mac`` can't be used; nothing was made.
+            HostError: The tap device can't be made (CAP_NET_ADMIN, ``/dev/net/tun``).
+            Otherwise as :meth:`attach_block`.
+        Blocks: until the guest has it. A failure or a cancellation leaves nothing behind.
+        """
+        return self._own_devices("attach_nic").attach_nic(mac=mac, netns=netns, owner=owner)
+
+    def detach(self, attachment: Attachment | str) -> None:
+        """Take an attached device away, when the guest has let it go. What uses it there loses it.
+
+        Args:
+            attachment: What :meth:`attach_block` or :meth:`attach_nic` returned, or its ``id``.
+
+        Raises:
+            NotFoundError: It is not attached.
+            DeadlineExceededError: The guest did not let it go in ``timeouts.hotplug_s``. It may still; ask again.
+            HypervisorError: The guest refused.
+            HostError: The state document can't be written; the device is gone all the same.
+            InvalidStateError: The sandbox does not run, or belongs to another process.
+        Blocks: until then. After a failure or a cancellation the device is attached, perhaps under another name.
+        """
+        device_id = attachment if isinstance(attachment, str) else attachment.id
+        self._own_devices("detach").detach(device_id)
+
+    @property
+    def attachments(self) -> tuple[Attachment, ...]:
+        """Devices that were attached while it runs, in the order of their coming."""
+        if self._devices is not None:
+            return self._devices.attachments
+        return () if self._record is None else self._record.devices
+
+    def _own_devices(self, op: str) -> Devices:
+        agent, driver = self._running_agent(op), self._own_driver(op)
+        if self._state is not State.RUNNING:
+            raise InvalidStateError(
+                f"{op} needs a running guest, sandbox {self.id} is {self._state.value}",
+                state=self._state.value,
+                wanted=State.RUNNING.value,
+                op=f"sandbox.{op}",
+                sandbox_id=self.id,
+            )
+        if self._devices is None:
+            # Here, not above: most sandboxes never need it.
+            from casemate._sync.devices import Devices
+
+            details = self.guest.agent_details
+            features = () if details is None else details.extra_features
+            self._devices = Devices(driver, agent, features, self._save)
+        return self._devices
 
     def _forgetting(self, container_id: ContainerId) -> Callable[[], compat.Later[None]]:
         """What remains to do when a container that was there at boot is removed: its disk stays plugged in."""
@@ -592,9 +714,7 @@ class Sandbox:
     ) -> Image:
         from casemate import images
 
-        return compat.to_thread(
-            images.resolve, config.image, settings=self._settings, progress=progress
-        )
+        return prepare_image(images.resolve, config.image, settings=self._settings, progress=progress)
 
     def _find_image(self, digest: str) -> Image | None:
         from casemate import images
@@ -660,6 +780,8 @@ class Sandbox:
             vmm=self._vmm,
             agent_url=self.agent_url,
             containers=tuple(container.record() for container in self.containers),
+            topology=driver.topology,
+            devices=self.attachments,
         )
 
     def _guest_assets(self) -> GuestAssets:

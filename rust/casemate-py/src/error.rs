@@ -3,6 +3,7 @@
 //! The classes are defined in `casemate.errors`; they are looked up when an error is raised, so
 //! importing the extension imports nothing else.
 
+use casemate_netlink::NetlinkError;
 use casemate_process::ProcessError;
 use casemate_proto::json::ProtoError;
 use casemate_ttrpc::{Code, TtrpcError};
@@ -130,6 +131,17 @@ impl From<ProcessError> for Error {
                 Self::deadline(text, timeout.as_secs_f64(), timeout.as_secs_f64())
             }
             ProcessError::Invalid { .. } => Self::invalid(text, "argv"),
+            _ => Self::internal(text),
+        }
+    }
+}
+
+impl From<NetlinkError> for Error {
+    fn from(error: NetlinkError) -> Self {
+        let text = error.to_string();
+        match error {
+            NetlinkError::System { target, errno, .. } => Self::host(text, errno as i32, target),
+            NetlinkError::Name { .. } => Self::invalid(text, "name"),
             _ => Self::internal(text),
         }
     }

@@ -6,6 +6,7 @@ mod connection;
 mod dial;
 mod error;
 mod host;
+mod network;
 mod vsock;
 mod wait;
 
@@ -23,6 +24,8 @@ mod core {
     use super::dial::{accept, connect_hybrid, connect_vsock};
     #[pymodule_export]
     use super::host::tsc_khz;
+    #[pymodule_export]
+    use super::network::create_tap;
     #[pymodule_export]
     use super::vsock::VsockBackend;
     use super::{Bound, PyModule, PyModuleMethods, PyResult};

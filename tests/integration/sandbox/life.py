@@ -9,13 +9,13 @@ from casemate import Container, Process, Sandbox
 from casemate.observe import failpoints
 from tests.support.fake_vm import FakeVm, make_fake_vm
 
-__all__ = ["live", "live_in_fork", "make_and_remove", "start", "use_everything"]
+__all__ = ["attach_and_detach", "live", "live_in_fork", "make_and_remove", "start", "use_everything"]
 
 
 def start(fake_vm: FakeVm, name: str) -> Sandbox:
-    """A sandbox with one container and a port for another."""
+    """A sandbox with one container and two ports for what comes later."""
     return Sandbox.create(
-        fake_vm.config(name, hotplug_ports=1),
+        fake_vm.config(name, hotplug_ports=2),
         containers=(fake_vm.container(),),
         start=True,
         settings=fake_vm.settings,
@@ -55,11 +55,18 @@ def make_and_remove(sandbox: Sandbox, fake_vm: FakeVm) -> None:
     container.remove()
 
 
+def attach_and_detach(sandbox: Sandbox, fake_vm: FakeVm) -> None:
+    """A disk and a network interface come and go."""
+    for attachment in (sandbox.attach_block(fake_vm.disk), sandbox.attach_nic()):
+        sandbox.detach(attachment)
+
+
 def live(fake_vm: FakeVm, name: str) -> None:
     """All of it."""
     with start(fake_vm, name) as sandbox:
         use_everything(sandbox.container())
         make_and_remove(sandbox, fake_vm)
+        attach_and_detach(sandbox, fake_vm)
 
 
 def live_in_fork(document: dict[str, Any]) -> None:

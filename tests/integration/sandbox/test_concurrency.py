@@ -260,7 +260,7 @@ def test_sandbox_when_stopped_while_others_use_it_then_they_are_told_and_it_goes
     reads = [main.exec(["cat"]) for _ in range(4)]
     waiting = threading.Barrier(5)
 
-    def read(number: int) -> type:
+    def read(number: int) -> type[BaseException | None]:
         waiting.wait(10)
         try:
             reads[number].stdout.read()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import logging
 import os
 import signal
 import threading
@@ -27,12 +26,6 @@ from casemate import (
 from tests.support.fake_vm import FakeVm
 
 pytestmark = pytest.mark.root
-
-
-@pytest.fixture(autouse=True)
-def _no_log_records(caplog: pytest.LogCaptureFixture) -> None:
-    """A kept record holds its error, that holds its frames, and those hold what was made."""
-    caplog.set_level(logging.CRITICAL, logger="casemate")
 
 
 OFTEN = MonitorConfig(interval_s=0.05, timeout_s=0.2, failures=2)

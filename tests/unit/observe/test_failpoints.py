@@ -5,16 +5,31 @@ from __future__ import annotations
 import asyncio
 import re
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import casemate
+from casemate.config.sandbox import TimeoutConfig
 from casemate.config.settings import Settings
 from casemate.errors import HostError, HypervisorError, InvalidConfigError
+from casemate.hypervisor import BlockDevice, NicDevice
+from casemate.hypervisor.pci import Place
+from casemate.hypervisor.qemu.hotplug import plan_attach, plan_detach
 from casemate.observe import failpoints
+from casemate.transaction import Step
 
 PACKAGE = Path(casemate.__file__).parent
+PLACE = Place(bridge="rp0", slot=0, path="0f/00")
+
+
+def steps_of_plans() -> Iterator[Step]:
+    disk = BlockDevice(id="disk0", path="/d", serial="disk0")
+    nic = NicDevice(id="nic0", mac="02:00:00:00:00:01")
+    for device in (disk, nic):
+        for make in (plan_attach, plan_detach):
+            yield from make(device, PLACE, TimeoutConfig(), check=True).steps
 
 
 def test_registry_when_compared_with_the_source_then_each_point_is_passed_somewhere_and_no_other() -> None:
@@ -22,6 +37,8 @@ def test_registry_when_compared_with_the_source_then_each_point_is_passed_somewh
     for tree in ("_async", "persist"):
         for path in (PACKAGE / tree).rglob("*.py"):
             passed |= set(re.findall(r'failpoints\.hit[(,]\s*"([^"]+)"', path.read_text()))
+    for step in steps_of_plans():
+        passed |= {step.name} if step.final else {step.name, f"{step.name}.after"}
     assert passed == set(failpoints.POINTS)
 
 

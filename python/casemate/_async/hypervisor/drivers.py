@@ -24,8 +24,12 @@ async def make_driver(
     *,
     sandbox_id: str,
     progress: Callable[[str, int, int], None] | None,
+    on_trial: bool = False,
 ) -> tuple[AsyncHypervisor, GuestAssets]:
     """The driver for ``config`` and the files that its guest boots from. Makes nothing but cache entries.
+
+    Args:
+        on_trial: Take the accelerator that ``config`` names, whatever is known of it.
 
     Raises: as :meth:`AsyncQemu.create` and ``guest.resolve``.
     Blocks: for file reads; the first time with a kernel for its making.
@@ -45,7 +49,7 @@ async def make_driver(
             agent="casemate",
         )
         return AsyncMockHypervisor(config, sandbox_id=sandbox_id), nothing
-    driver = await AsyncQemu.create(config, settings, sandbox_id=sandbox_id)
+    driver = await AsyncQemu.create(config, settings, sandbox_id=sandbox_id, on_trial=on_trial)
     assets = await compat.to_thread(
         guest.resolve,
         config.kernel,

@@ -6,22 +6,33 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from casemate import _core
 from casemate._compat import aio as compat
 from casemate.agent.transport import HybridTransport, Transport
 from casemate.config.sandbox import SandboxConfig
 from casemate.errors import (
-    AlreadyExistsError,
     DeadlineExceededError,
     InvalidStateError,
-    NotFoundError,
-    ResourceExhaustedError,
     VmmExitedError,
 )
-from casemate.hypervisor import BlockAddress, BlockDevice, Capabilities, GuestAssets, VmmProcess, fake
+from casemate.hypervisor import (
+    BlockAddress,
+    BlockDevice,
+    Capabilities,
+    GuestAssets,
+    NicDevice,
+    PluggedDevice,
+    VmmProcess,
+    fake,
+)
+from casemate.hypervisor.pci import Bridge, BridgeKind, PciAddress, Topology
+
+if TYPE_CHECKING:
+    from casemate._async.transaction import Performer
 
 __all__ = ["AsyncMockHypervisor"]
 
@@ -41,11 +52,13 @@ class AsyncMockHypervisor:
         "_assets",
         "_config",
         "_directory",
-        "_disks",
+        "_plugged",
         "_process",
         "_sandbox_id",
         "_stop_lock",
         "calls",
+        "changed",
+        "topology",
     )
 
     accel_name = "none"
@@ -58,7 +71,9 @@ class AsyncMockHypervisor:
         self._assets: GuestAssets | None = None
         self._directory: Path | None = None
         self._process: _core.ChildProcess | None = None
-        self._disks: dict[str, str] = {}
+        self._plugged: dict[str, PluggedDevice] = {}
+        self.topology = Topology(bridges=tuple(map(_port, range(config.root_ports))))
+        self.changed: Callable[[], None] = _nothing
         self._stop_lock = compat.Lock()
 
     @property
@@ -66,6 +81,7 @@ class AsyncMockHypervisor:
         """What this VM can do."""
         return Capabilities(
             block_hotplug=self._config.root_ports > 0,
+            network_hotplug=self._config.root_ports > 0,
             vcpu_hotplug=False,
             memory_hotplug=False,
             pause=True,
@@ -138,31 +154,39 @@ class AsyncMockHypervisor:
         if self.process.exit_status() is not None:
             raise VmmExitedError("the fake VMM has ended", status=self.process.exit_status())
 
-    async def attach_block(self, disk: BlockDevice) -> BlockAddress:
-        """Note a disk behind a free port.
+    @property
+    def plugged(self) -> tuple[PluggedDevice, ...]:
+        """What was attached, in the order of its coming."""
+        return tuple(self._plugged.values())
+
+    async def attach(self, device: BlockDevice | NicDevice, ask: Performer | None = None) -> PluggedDevice:
+        """Note a device behind a free port; the guest is not asked.
 
         Raises:
             AlreadyExistsError: One of that name is attached.
             ResourceExhaustedError: All ports are taken.
         """
-        self._note(f"attach_block {disk.id}")
-        if disk.id in self._disks:
-            raise AlreadyExistsError(f"a disk {disk.id!r} is attached already")
-        free = [f"{15 + port:02x}/00" for port in range(self._config.root_ports)]
-        free = [path for path in free if path not in self._disks.values()]
-        if not free:
-            raise ResourceExhaustedError(f"all {self._config.root_ports} root ports are taken")
-        self._disks[disk.id] = free[0]
-        return BlockAddress(id=disk.id, pci_path=free[0], serial=disk.serial)
+        self._note(f"attach {device.id}")
+        self.topology, place = self.topology.allocate(device.id)
+        self.changed()
+        self._plugged[device.id] = PluggedDevice(device=device, pci_path=place.path)
+        return self._plugged[device.id]
+
+    async def detach(self, device_id: str, ask: Performer | None = None) -> None:
+        """Forget a device. Raises: NotFoundError."""
+        self._note(f"detach {device_id}")
+        self.topology = self.topology.release(device_id)
+        del self._plugged[device_id]
+        self.changed()
+
+    async def attach_block(self, disk: BlockDevice) -> BlockAddress:
+        """As :meth:`attach`."""
+        plugged = await self.attach(disk)
+        return BlockAddress(id=disk.id, pci_path=plugged.pci_path, serial=disk.serial)
 
     async def detach_block(self, disk_id: str) -> None:
-        """Forget a disk. Raises: NotFoundError."""
-        self._note(f"detach_block {disk_id}")
-        if disk_id not in self._disks:
-            raise NotFoundError(
-                f"no disk {disk_id!r} was attached; there are: {', '.join(self._disks) or 'none'}"
-            )
-        del self._disks[disk_id]
+        """As :meth:`detach`."""
+        await self.detach(disk_id)
 
     async def stop(self) -> None:
         """End the process and remove its socket. Idempotent. Raises: DeadlineExceededError. Blocks: until it ended."""
@@ -189,3 +213,11 @@ class AsyncMockHypervisor:
 
     def _note(self, call: str) -> None:
         self.calls.append(call)
+
+
+def _port(number: int) -> Bridge:
+    return Bridge(id=f"rp{number}", kind=BridgeKind.ROOT_PORT, address=str(PciAddress(15 + number)))
+
+
+def _nothing() -> None:
+    """Nobody wants to know."""

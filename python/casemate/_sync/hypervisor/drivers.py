@@ -25,8 +25,12 @@ def make_driver(
     *,
     sandbox_id: str,
     progress: Callable[[str, int, int], None] | None,
+    on_trial: bool = False,
 ) -> tuple[Hypervisor, GuestAssets]:
     """The driver for ``config`` and the files that its guest boots from. Makes nothing but cache entries.
+
+    Args:
+        on_trial: Take the accelerator that ``config`` names, whatever is known of it.
 
     Raises: as :meth:`Qemu.create` and ``guest.resolve``.
     Blocks: for file reads; the first time with a kernel for its making.
@@ -46,7 +50,7 @@ def make_driver(
             agent="casemate",
         )
         return MockHypervisor(config, sandbox_id=sandbox_id), nothing
-    driver = Qemu.create(config, settings, sandbox_id=sandbox_id)
+    driver = Qemu.create(config, settings, sandbox_id=sandbox_id, on_trial=on_trial)
     assets = compat.to_thread(
         guest.resolve,
         config.kernel,

@@ -12,8 +12,9 @@ from .programs import SIGKILL, SIGTERM, CannotExecute, Process
 __all__ = ["Agent", "Refusal"]
 
 INVALID, NOT_FOUND, EXISTS, PRECONDITION, UNIMPLEMENTED, INTERNAL = 3, 5, 6, 9, 12, 13
-HEALTH, SERVICE = "grpc.Health", "grpc.AgentService"
-FEATURES = ("casemate.block_serial", "casemate.ordered", "casemate.username")
+HEALTH, SERVICE, DEVICES = "grpc.Health", "grpc.AgentService", "casemate.DeviceService"
+DEADLINE_EXCEEDED = 4
+FEATURES = ("casemate.await_device", "casemate.block_serial", "casemate.ordered", "casemate.username")
 _BLOCK_BYTES = 128 << 20
 
 Reply = Callable[[bytes], None]
@@ -42,6 +43,7 @@ class Agent:
 
     Args:
         has_disk: Whether the guest sees a disk, given the source of a storage.
+        name_of: What the guest calls the device of a subsystem at a PCI path; empty when there is none.
         after: Runs a function some seconds later.
         panic: The guest's end by a panic. power_off: Its friendly end, once the answer is out.
     """
@@ -50,11 +52,13 @@ class Agent:
         self,
         *,
         has_disk: Callable[[str], bool],
+        name_of: Callable[[str, str], str],
         after: Callable[[float, Callable[[], None]], None],
         panic: Callable[[], None],
         power_off: Callable[[], None],
     ) -> None:
         self._has_disk = has_disk
+        self._name_of = name_of
         self._after = after
         self._panic = panic
         self._power_off = power_off
@@ -67,10 +71,21 @@ class Agent:
         if request.service == HEALTH:
             reply(wire.number(1, 1) if request.method == "Check" else wire.data(1, b"0.0.1"))
             return
+        if (request.service, request.method) == (DEVICES, "AwaitDevice"):
+            self._await_device(fields, reply)
+            return
         serve: Callable[[wire.Fields, Reply], None] | None = getattr(self, f"_{request.method}", None)
         if request.service != SERVICE or serve is None:
             raise Refusal(UNIMPLEMENTED, f"{request.method} is not implemented")
         serve(fields, reply)
+
+    def _await_device(self, fields: wire.Fields, reply: Reply) -> None:
+        """At once: what a fake VMM does, its guest has seen."""
+        subsystem, pci_path, gone = fields.text(1), fields.text(2), bool(fields.number(3))
+        name = self._name_of(subsystem, pci_path)
+        if gone is bool(name):
+            raise Refusal(DEADLINE_EXCEEDED, f"ETIME: timed out waiting for {subsystem} device at {pci_path}")
+        reply(b"" if gone else wire.data(1, name.encode()))
 
     def _CreateSandbox(self, fields: wire.Fields, reply: Reply) -> None:
         if self._hostname is not None:

@@ -18,6 +18,7 @@ _DRIVERS = (
     "virtio-rng-device",
     "pcie-root-port",
     "pci-bridge",
+    "pcie-pci-bridge",
     "vhost-user-vsock-pci",
     "vhost-user-vsock-device",
     "vhost-vsock-pci",
@@ -55,6 +56,7 @@ class Machine:
         self.devices: dict[str, dict[str, str]] = {}
         self.nodes: dict[str, dict[str, Any]] = {}
         self.netdevs: dict[str, dict[str, Any]] = {}
+        self.fds: set[str] = set()
         self.paused = "-S" in arguments
         self._name = self._uuid = ""
         self._vcpus = 1
@@ -78,6 +80,16 @@ class Machine:
         if source.startswith("serial="):
             return any(f"serial={device.get('serial')}" == source for device in self._disks())
         return any(self._pci_path(device) == source for device in self._disks())
+
+    def name_of(self, subsystem: str, pci_path: str) -> str:
+        """What the guest calls the device at an address; empty when it has none there."""
+        driver, name = {"block": ("virtio-blk", "vd"), "net": ("virtio-net", "eth")}[subsystem]
+        found = [device for device in self.devices.values() if device["driver"].startswith(driver)]
+        places = [self._pci_path(device) for device in found]
+        if pci_path not in places:
+            return ""
+        number = places.index(pci_path)
+        return f"{name}{chr(ord('a') + number)}" if subsystem == "block" else f"{name}{number}"
 
     def execute(self, command: str, arguments: Mapping[str, Any]) -> Any:
         """Run a QMP command. Raises: QmpRefusal."""
@@ -187,7 +199,20 @@ class Machine:
     def _qmp_netdev_add(self, id: str, **properties: Any) -> dict[str, Any]:
         if id in self.netdevs:
             raise QmpRefusal(f"Duplicate ID '{id}' for netdev")
+        if properties.get("fd") not in (None, *self.fds):
+            raise QmpRefusal(f"No file descriptor supplied via SCM_RIGHTS or named '{properties['fd']}'")
+        self.fds.discard(properties.get("fd", ""))
         self.netdevs[id] = properties
+        return {}
+
+    def _qmp_getfd(self, fdname: str) -> dict[str, Any]:
+        self.fds.add(fdname)
+        return {}
+
+    def _qmp_closefd(self, fdname: str) -> dict[str, Any]:
+        if fdname not in self.fds:
+            raise QmpRefusal(f"File descriptor named '{fdname}' not found")
+        self.fds.discard(fdname)
         return {}
 
     def _qmp_netdev_del(self, id: str) -> dict[str, Any]:

@@ -108,6 +108,7 @@ class Vmm:
         self._machine = Machine(arguments, tell=self._tell, quit=self._end)
         self._agent = Agent(
             has_disk=self._machine.has_disk if "-hybrid" not in arguments else lambda _: True,
+            name_of=self._machine.name_of,
             after=self._after,
             panic=self._panic,
             power_off=lambda: self._after(0.01, self._end),
