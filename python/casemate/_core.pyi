@@ -53,6 +53,8 @@ class ChildProcess:
         """Send a signal through the pidfd; False when it has ended already."""
     def stderr_tail(self) -> bytes:
         """At most the last 64 KiB of its stderr."""
+    def console_since(self, position: int) -> tuple[bytes, int]:
+        """What is kept (at most 64 KiB) of the console's output behind its first ``position`` bytes; and how many came so far."""
     def console_tail(self) -> bytes:
         """At most the last 64 KiB of what came from the console descriptor (empty without one)."""
 

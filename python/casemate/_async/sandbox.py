@@ -21,6 +21,7 @@ from casemate._async.agent import AsyncAgentClient, AsyncPipeline
 from casemate._async.container import AsyncContainer, Changed, Detach, new_container_id
 from casemate._async.guest import begin_container, image_disk, steps
 from casemate._async.link import await_agent, dial_agent
+from casemate._async.monitor import AsyncEvents, AsyncMonitor
 from casemate._async.pull import prepare_image
 from casemate._async.undo import AsyncUndoStack, raise_with
 from casemate._compat import aio as compat
@@ -51,6 +52,7 @@ from casemate.types import (
     Attachment,
     BlockAttachment,
     ContainerId,
+    Event,
     NicAttachment,
     Phase,
     Progress,
@@ -100,6 +102,7 @@ class AsyncSandbox:
         "_keeper",
         "_kept",
         "_lock",
+        "_monitor",
         "_record",
         "_saving",
         "_settings",
@@ -138,6 +141,7 @@ class AsyncSandbox:
         self._kept: AsyncKept | None = None
         self._host_port = choose_host_port()
         self._agent: AsyncAgentClient | None = None
+        self._monitor: AsyncMonitor | None = None
         self._record: SandboxRecord | None = None
         self._assets: GuestAssets | None = None
         self._vmm: ProcessRecord | None = None
@@ -459,7 +463,8 @@ class AsyncSandbox:
             address = await driver.attach_block(disk)
 
             async def detach() -> None:
-                with contextlib.suppress(VmmExitedError):  # and the disk with it
+                # Gone with the VMM, or by an earlier try that failed behind it.
+                with contextlib.suppress(VmmExitedError, NotFoundError):
                     await driver.detach_block(disk.id)
                 self._containers.pop(container_id, None)
 
@@ -680,6 +685,36 @@ class AsyncSandbox:
             self._settings, self.inspect(), container, follow=follow, since_s=since_s, tail=tail
         )
 
+    def events(self) -> AsyncEvents:
+        """What happens to it from now on, to be iterated over: see :class:`casemate.EventKind`. Does not block.
+
+        The first call starts the watch, which asks VMM and agent as ``config.monitor`` says; before it nobody is asked.
+
+        Raises: InvalidStateError: It does not run, or belongs to another process.
+        """
+        return self._watched("events").subscribe()
+
+    def on_event(self, callback: Callable[[Event], None]) -> Callable[[], None]:
+        """Call ``callback`` with each event from now on; call what is returned to end that. Does not block.
+
+        It is called by the watch itself (on the loop, or in its thread) and must not wait. Raises: as :meth:`events`.
+        """
+        return self._watched("on_event").call(callback)
+
+    def _watched(self, op: str) -> AsyncMonitor:
+        agent, driver = self._running_agent(op), self._own_driver(op)
+        with self._saving:
+            if self._monitor is None:
+                self._monitor = AsyncMonitor(
+                    self.id,
+                    driver,
+                    agent,
+                    self.config.monitor,
+                    timeout_factor=self._settings.timeout_factor,
+                    is_paused=lambda: self._state is State.PAUSED,
+                )
+            return self._monitor
+
     async def pause(self) -> None:
         """Stop the virtual CPUs. Raises: InvalidStateError. Blocks: for the VMM's answer."""
         check_transition(self._state, State.PAUSED, op="sandbox.pause")
@@ -715,6 +750,10 @@ class AsyncSandbox:
 
     async def _stop(self) -> None:
         failures: list[BaseException] = []
+        if self._monitor is not None:
+            self._monitor.request_stop()
+            # Last of all: what it waits for ends with the VMM.
+            self._undo.push_first("monitor", self._monitor.join)
         try:
             await self._destroy_guest()
         except GeneratorExit:

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from casemate import _core
+from casemate._compat._aio_background import Background, Mailbox
 from casemate._compat._aio_channel import Channel, Slot
 from casemate.errors import AgentConnectionError
 
@@ -18,9 +19,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AgentConnection",
+    "Background",
     "Channel",
     "Later",
     "Lock",
+    "Mailbox",
     "Reply",
     "Slot",
     "shielded",
@@ -167,6 +170,10 @@ class AgentConnection:
     def closed(self) -> bool:
         """Whether the connection is closed or broken."""
         return self._native.closed
+
+    def fail(self, text: str) -> None:
+        """Break it: open requests end with AgentConnectionError, later ones are refused. Idempotent."""
+        self._end(text)
 
     def close(self) -> None:
         """Close; open requests end with AgentConnectionError. Idempotent."""

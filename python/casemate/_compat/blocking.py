@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, ParamSpec, TypeVar
 
 from casemate import _core
+from casemate._compat._blocking_background import Background, Mailbox
 from casemate._compat._blocking_channel import Channel, Slot
 
 if TYPE_CHECKING:
@@ -16,9 +17,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AgentConnection",
+    "Background",
     "Channel",
     "Later",
     "Lock",
+    "Mailbox",
     "Reply",
     "Slot",
     "shielded",
@@ -110,6 +113,10 @@ class AgentConnection:
     def closed(self) -> bool:
         """Whether the connection is closed or broken."""
         return self._native.closed
+
+    def fail(self, text: str) -> None:
+        """Break it: open requests end with AgentConnectionError, later ones are refused. Idempotent."""
+        self._native.fail(text)
 
     def close(self) -> None:
         """Close; open requests end with AgentConnectionError. Idempotent."""

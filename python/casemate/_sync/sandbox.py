@@ -22,6 +22,7 @@ from casemate._sync.agent import AgentClient, Pipeline
 from casemate._sync.container import Container, Changed, Detach, new_container_id
 from casemate._sync.guest import begin_container, image_disk, steps
 from casemate._sync.link import await_agent, dial_agent
+from casemate._sync.monitor import Events, Monitor
 from casemate._sync.pull import prepare_image
 from casemate._sync.undo import UndoStack, raise_with
 from casemate._compat import blocking as compat
@@ -52,6 +53,7 @@ from casemate.types import (
     Attachment,
     BlockAttachment,
     ContainerId,
+    Event,
     NicAttachment,
     Phase,
     Progress,
@@ -101,6 +103,7 @@ class Sandbox:
         "_keeper",
         "_kept",
         "_lock",
+        "_monitor",
         "_record",
         "_saving",
         "_settings",
@@ -139,6 +142,7 @@ class Sandbox:
         self._kept: Kept | None = None
         self._host_port = choose_host_port()
         self._agent: AgentClient | None = None
+        self._monitor: Monitor | None = None
         self._record: SandboxRecord | None = None
         self._assets: GuestAssets | None = None
         self._vmm: ProcessRecord | None = None
@@ -460,7 +464,8 @@ class Sandbox:
             address = driver.attach_block(disk)
 
             def detach() -> None:
-                with contextlib.suppress(VmmExitedError):  # and the disk with it
+                # Gone with the VMM, or by an earlier try that failed behind it.
+                with contextlib.suppress(VmmExitedError, NotFoundError):
                     driver.detach_block(disk.id)
                 self._containers.pop(container_id, None)
 
@@ -681,6 +686,36 @@ class Sandbox:
             self._settings, self.inspect(), container, follow=follow, since_s=since_s, tail=tail
         )
 
+    def events(self) -> Events:
+        """What happens to it from now on, to be iterated over: see :class:`casemate.EventKind`. Does not block.
+
+        The first call starts the watch, which asks VMM and agent as ``config.monitor`` says; before it nobody is asked.
+
+        Raises: InvalidStateError: It does not run, or belongs to another process.
+        """
+        return self._watched("events").subscribe()
+
+    def on_event(self, callback: Callable[[Event], None]) -> Callable[[], None]:
+        """Call ``callback`` with each event from now on; call what is returned to end that. Does not block.
+
+        It is called by the watch itself (on the loop, or in its thread) and must not wait. Raises: as :meth:`events`.
+        """
+        return self._watched("on_event").call(callback)
+
+    def _watched(self, op: str) -> Monitor:
+        agent, driver = self._running_agent(op), self._own_driver(op)
+        with self._saving:
+            if self._monitor is None:
+                self._monitor = Monitor(
+                    self.id,
+                    driver,
+                    agent,
+                    self.config.monitor,
+                    timeout_factor=self._settings.timeout_factor,
+                    is_paused=lambda: self._state is State.PAUSED,
+                )
+            return self._monitor
+
     def pause(self) -> None:
         """Stop the virtual CPUs. Raises: InvalidStateError. Blocks: for the VMM's answer."""
         check_transition(self._state, State.PAUSED, op="sandbox.pause")
@@ -716,6 +751,10 @@ class Sandbox:
 
     def _stop(self) -> None:
         failures: list[BaseException] = []
+        if self._monitor is not None:
+            self._monitor.request_stop()
+            # Last of all: what it waits for ends with the VMM.
+            self._undo.push_first("monitor", self._monitor.join)
         try:
             self._destroy_guest()
         except GeneratorExit:

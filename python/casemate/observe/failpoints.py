@@ -84,6 +84,18 @@ POINTS: dict[str, type[CasemateError]] = {
     "agent.create_container.after": AgentConnectionError,
     "agent.start_container.before": AgentConnectionError,
     "agent.start_container.after": AgentConnectionError,
+    "agent.exec.before": AgentConnectionError,
+    "agent.exec.after": AgentConnectionError,
+    "agent.read": AgentConnectionError,
+    "agent.write_stdin": AgentConnectionError,
+    "agent.close_stdin": AgentConnectionError,
+    "agent.wait_process": AgentConnectionError,
+    "agent.signal": AgentConnectionError,
+    "agent.resize": AgentConnectionError,
+    "agent.pause_container": AgentConnectionError,
+    "agent.resume_container": AgentConnectionError,
+    "agent.remove_container.before": AgentConnectionError,
+    "agent.remove_container.after": AgentConnectionError,
     "agent.destroy_sandbox": AgentConnectionError,
     "agent.close": AgentConnectionError,
     "image.download": HostError,
@@ -170,10 +182,10 @@ def armed(text: str) -> Iterator[Callable[[str], int]]:
 
 
 @contextlib.contextmanager
-def calling(name: str, function: Action) -> Iterator[Callable[[str], int]]:
-    """Call ``function`` at the first hit of a point. Raises: InvalidConfigError."""
+def calling(name: str, function: Action, *, after: int = 0) -> Iterator[Callable[[str], int]]:
+    """Call ``function`` at one hit of a point, the one behind the first ``after``. Raises: InvalidConfigError."""
     _check_name(name)
-    with _put({name: _Script([(1, function)])}) as count:
+    with _put({name: _Script([(after, _nothing), (1, function)])}) as count:
         yield count
 
 
