@@ -73,6 +73,7 @@ MARKERS: dict[str, Callable[[], str | None]] = {
     "cgroup_v2": _cgroup_v2,
     "mmdebstrap": _program("mmdebstrap"),
     "busybox": _busybox,
+    "go": _program("go"),
 }
 
 
