@@ -13,7 +13,8 @@ import pytest
 
 from casemate import _core
 from casemate.config.settings import Settings
-from tests.support import capabilities, images, leaks
+from tests.support import capabilities, images, leaks, placement, registry
+from tests.support.fake_vm import FakeVm, make_fake_vm
 from tests.support.report import level_of
 
 # A busy machine is no finding of a test; the time limit of the whole test stays.
@@ -21,21 +22,56 @@ hypothesis.settings.register_profile("casemate", deadline=None)
 hypothesis.settings.load_profile("casemate")
 
 # Tests with a guest wait for one that is emulated on a busy machine.
-TIME_LIMITS_S = {"integration": 120, "e2e": 300, "perf": 900}
+TIME_LIMITS_S = {"integration": 120, "e2e": 300, "lab": 300, "perf": 900}
 PURE_LEVELS = ("unit", "contract", "other")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("lab", "the lab (docs/lab.md)")
+    group.addoption("--lab-list", type=Path, help="write the tests that are left to the lab to this file")
+    group.addoption(
+        "--lab-whole", action="store_true", help="with --lab-list: also those that could run on this host"
+    )
+
+
+def needs_of(item: pytest.Item) -> tuple[str, ...]:
+    """Capabilities that the marks of a test name."""
+    return tuple(name for name in capabilities.MARKERS if item.get_closest_marker(name) is not None)
+
+
+def placement_of(item: pytest.Item) -> placement.Placement:
+    """Where a test runs."""
+    return placement.place(needs_of(item), capabilities.missing, in_lab=capabilities.IN_LAB)
+
+
+# Before the marks are chosen by -m.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         limit = TIME_LIMITS_S.get(level_of(item.nodeid))
         if limit is not None and item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(limit))
+        if not placement.OFFERED_BY_LAB.isdisjoint(needs_of(item)):
+            item.add_marker(pytest.mark.lab)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    file: Path | None = session.config.getoption("--lab-list")
+    if file is not None:
+        whole = session.config.getoption("--lab-whole")
+        chosen = [
+            item.nodeid
+            for item in session.items
+            if placement_of(item).where == "lab" or (whole and item.get_closest_marker("lab") is not None)
+        ]
+        file.write_text("".join(f"{nodeid}\n" for nodeid in chosen), "utf-8")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    for name in capabilities.MARKERS:
-        if item.get_closest_marker(name) is not None and (lack := capabilities.missing(name)):
-            pytest.skip(f"needs {lack}")
+    item.user_properties.append(("needs", needs_of(item)))
+    found = placement_of(item)
+    if found.where != "here":
+        pytest.skip(found.reason)
 
 
 @pytest.fixture(scope="session")
@@ -69,6 +105,19 @@ def settings(state_root: Path, cache_root: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("CASEMATE_STATE_ROOT", str(state_root))
     monkeypatch.setenv("CASEMATE_CACHE", str(cache_root))
     return Settings.from_environment()
+
+
+@pytest.fixture(scope="session")
+def _fake_vm_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("fake-vm")
+
+
+@pytest.fixture
+def fake_vm(_fake_vm_directory: Path, state_root: Path, tmp_path: Path) -> FakeVm:
+    """Sandboxes without a guest, in a state root of this test alone. The cache is shared by the run."""
+    return make_fake_vm(
+        _fake_vm_directory, _fake_vm_directory / "cache", state_root, tmp_path / "asked.jsonl"
+    )
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -107,6 +156,30 @@ def busybox_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if lack := capabilities.missing("busybox"):
         pytest.skip(f"needs {lack}")
     return images.build_busybox_layout(tmp_path_factory.mktemp("busybox") / "image")
+
+
+@pytest.fixture(scope="session")
+def registry_program(cache_root: Path) -> str:
+    """Program of a real registry."""
+    if lack := capabilities.missing("registry"):
+        pytest.skip(f"needs {lack}")
+    return registry.find_program(cache_root)
+
+
+@pytest.fixture(scope="session")
+def open_registry(registry_program: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of a registry that serves everybody."""
+    with registry.serving(registry_program, tmp_path_factory.mktemp("registry") / "open") as address:
+        yield address
+
+
+@pytest.fixture(scope="session")
+def locked_registry(registry_program: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of a registry that wants a user and a password."""
+    with registry.serving(
+        registry_program, tmp_path_factory.mktemp("registry") / "locked", locked=True
+    ) as address:
+        yield address
 
 
 @pytest.fixture(scope="session")

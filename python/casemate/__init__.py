@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from casemate._async.container import AsyncContainer
     from casemate._async.process import AsyncProcess
+    from casemate._async.pull import async_pull
     from casemate._async.run import async_run
     from casemate._async.sandbox import AsyncSandbox
     from casemate._sync.container import Container
     from casemate._sync.process import Process
+    from casemate._sync.pull import pull
     from casemate._sync.run import run
     from casemate._sync.sandbox import Sandbox
     from casemate.config.container import ContainerConfig
@@ -38,23 +40,26 @@ if TYPE_CHECKING:
         MountError,
         NotFoundError,
         QmpError,
+        RegistryError,
         ResourceExhaustedError,
         UnsupportedError,
         VmmApiError,
         VmmExitedError,
     )
     from casemate.persist.recovery import CleanupReport, SandboxInfo
-    from casemate.types import ExecResult, Phase, RunResult, State
+    from casemate.types import BlockAttachment, ExecResult, NicAttachment, Phase, RunResult, State
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "casemate._async.container": ("AsyncContainer",),
     "casemate._async.process": ("AsyncProcess",),
+    "casemate._async.pull": ("async_pull",),
     "casemate._async.run": ("async_run",),
     "casemate._async.sandbox": ("AsyncSandbox",),
     "casemate._sync.container": ("Container",),
     "casemate._sync.process": ("Process",),
+    "casemate._sync.pull": ("pull",),
     "casemate._sync.run": ("run",),
     "casemate._sync.sandbox": ("Sandbox",),
     "casemate.config.container": ("ContainerConfig",),
@@ -78,13 +83,14 @@ _HOMES = {
         "MountError",
         "NotFoundError",
         "QmpError",
+        "RegistryError",
         "ResourceExhaustedError",
         "UnsupportedError",
         "VmmApiError",
         "VmmExitedError",
     ),
     "casemate.persist.recovery": ("CleanupReport", "SandboxInfo"),
-    "casemate.types": ("ExecResult", "Phase", "RunResult", "State"),
+    "casemate.types": ("BlockAttachment", "ExecResult", "NicAttachment", "Phase", "RunResult", "State"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -96,6 +102,7 @@ __all__ = [
     "AsyncContainer",
     "AsyncProcess",
     "AsyncSandbox",
+    "BlockAttachment",
     "CasemateError",
     "CgroupError",
     "CleanupReport",
@@ -111,10 +118,12 @@ __all__ = [
     "InvalidConfigError",
     "InvalidStateError",
     "MountError",
+    "NicAttachment",
     "NotFoundError",
     "Phase",
     "Process",
     "QmpError",
+    "RegistryError",
     "ResourceExhaustedError",
     "RunResult",
     "Sandbox",
@@ -126,7 +135,9 @@ __all__ = [
     "UnsupportedError",
     "VmmApiError",
     "VmmExitedError",
+    "async_pull",
     "async_run",
+    "pull",
     "run",
 ]
 

@@ -18,6 +18,7 @@ __all__ = [
     "accept",
     "connect_hybrid",
     "connect_vsock",
+    "create_tap",
     "decompress",
     "read_tree_file",
     "remove_tree",
@@ -250,6 +251,19 @@ def remove_tree(path: str | PathLike[str]) -> None:
     """Remove ``path`` with all below it, however deep, following no link; not there is fine.
 
     Raises: HostError. Blocks: for the removal.
+    """
+
+def create_tap(name: str, *, borrow_netns_fd: int | None = None, owner: int | None = None) -> tuple[int, str]:
+    """Make a tap device that is up and has no addresses; return its descriptor, which the caller owns, and its name.
+
+    It goes when the last copy of the descriptor is closed. Frames have a virtio header in front (``IFF_VNET_HDR``).
+
+    Args:
+        name: At most 15 bytes; ``%d`` stands for the lowest number that is free.
+        borrow_netns_fd: The network namespace to make it in; None: this process's.
+        owner: User id that may open it too.
+    Raises: InvalidConfigError (``path`` is ``name``), HostError (``errno``, ``target``); nothing is left then.
+    Needs: CAP_NET_ADMIN in the namespace, ``/dev/net/tun``. Blocks: for the kernel, milliseconds.
     """
 
 def tsc_khz() -> int | None:

@@ -14,6 +14,7 @@
     │  ├─ CgroupError
     │  └─ MountError
     ├─ ImageError                       .reference .digest
+    ├─ RegistryError                    .registry .status: of HTTP, 0 when it could not be reached
     ├─ HypervisorError
     │  ├─ QmpError                      .command .error_class
     │  ├─ VmmApiError                   .status .body
@@ -45,6 +46,7 @@ __all__ = [
     "MountError",
     "NotFoundError",
     "QmpError",
+    "RegistryError",
     "ResourceExhaustedError",
     "UnsupportedError",
     "VmmApiError",
@@ -153,6 +155,18 @@ class ImageError(CasemateError):
         super().__init__(text, **context)
         self.reference = reference
         self.digest = digest
+
+
+class RegistryError(CasemateError):
+    """A registry can't be reached, wants other credentials, or answers with an error.
+
+    ``status`` is that of its answer (401 and 403: credentials are missing or not enough), 0 when none came.
+    """
+
+    def __init__(self, text: str = "", *, registry: str = "", status: int = 0, **context: str | None) -> None:
+        super().__init__(text, **context)
+        self.registry = registry
+        self.status = status
 
 
 class HypervisorError(CasemateError):

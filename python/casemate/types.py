@@ -11,9 +11,12 @@ import msgspec
 from casemate.errors import InvalidConfigError, InvalidStateError
 
 __all__ = [
+    "Attachment",
+    "BlockAttachment",
     "ContainerId",
     "ExecId",
     "ExecResult",
+    "NicAttachment",
     "Phase",
     "Progress",
     "RunResult",
@@ -128,3 +131,44 @@ class RunResult(ExecResult, frozen=True, kw_only=True):
     sandbox_id: str
     guest_kernel: str
     timings: tuple[Phase, ...]
+
+
+class BlockAttachment(msgspec.Struct, frozen=True, kw_only=True, tag="block", forbid_unknown_fields=True):
+    """A disk that was attached to a running sandbox.
+
+    Args:
+        id: Its name in the sandbox, for :meth:`casemate.Sandbox.detach`; also its serial number in the guest.
+        path: The file or block device on the host.
+        readonly: The guest can't write.
+        pci_path: The slots on the way to it from the root bus.
+        device: Its node in the guest, as ``/dev/vdb``; None: the guest's agent can't tell.
+    """
+
+    id: str
+    path: str
+    readonly: bool
+    pci_path: str
+    device: str | None = None
+
+
+class NicAttachment(msgspec.Struct, frozen=True, kw_only=True, tag="nic", forbid_unknown_fields=True):
+    """A network interface that was attached to a running sandbox.
+
+    Args:
+        id: Its name in the sandbox, for :meth:`casemate.Sandbox.detach`.
+        mac: Its hardware address.
+        tap: Name of its tap device on the host.
+        netns: Path of the network namespace of the tap device; None: the owner's.
+        pci_path: The slots on the way to it from the root bus.
+        interface: Its name in the guest, as ``eth0``; None: the guest's agent can't tell.
+    """
+
+    id: str
+    mac: str
+    tap: str
+    netns: str | None = None
+    pci_path: str
+    interface: str | None = None
+
+
+Attachment = BlockAttachment | NicAttachment

@@ -39,9 +39,19 @@ UNDO = (
     "agent.close",
 )
 # Passed when a container comes and goes while the sandbox runs.
-PLUG = ("qemu.blockdev_add", "qemu.device_add", "qemu.device_added")
-UNPLUG = ("qemu.device_del", "qemu.blockdev_del")
-START = tuple(name for name in failpoints.POINTS if name not in UNDO + PLUG + UNPLUG)
+PLUG = tuple(
+    f"{name}{behind}" for name in ("qemu.blockdev_add", "qemu.device_add") for behind in ("", ".after")
+)
+UNPLUG = ("qemu.device_del", "qemu.device_del.after", "qemu.blockdev_del")
+# Swept where devices come and go on purpose: tests/e2e/test_hotplug.py.
+DEVICES = ("tap.", "guest.", "qemu.getfd", "qemu.netdev_")
+# In the native parts; those that a start passes.
+NATIVE = ("native.spawn", "native.send", "native.recv")
+START = tuple(
+    name
+    for name in failpoints.POINTS
+    if name not in UNDO + PLUG + UNPLUG and not name.startswith((*DEVICES, "native."))
+)
 # The document is written before the VMM, with its pid, and when all runs.
 LATER_WRITES = tuple((name, f"{count}*off->") for name in ("store.write", "store.rename") for count in (1, 2))
 START_HITS = tuple((name, "") for name in START) + LATER_WRITES
@@ -104,6 +114,19 @@ def test_create_when_any_step_fails_then_its_error_is_raised_and_nothing_stays(
         with leaving_nothing(settings), failpoints.armed(f"{name}={skipped}1*error(made to fail)") as hits:
             expect_failure(lambda: start(busybox, settings), failpoints.POINTS[name], "made to fail")
             assert hits(name) >= 1
+    use_name_again(busybox, settings)
+
+
+def test_create_when_any_native_step_fails_then_its_error_is_raised_and_nothing_stays(
+    busybox: str, settings: Settings
+) -> None:
+    for name in NATIVE:
+        with leaving_nothing(settings), failpoints.armed(f"{name}=1*error(made to fail)") as hits:
+            expect_failure(lambda: start(busybox, settings), failpoints.POINTS[name], "made to fail")
+            assert hits(name) >= 1
+    for name in NATIVE[:2]:
+        with leaving_nothing(settings), failpoints.armed(f"{name}=1*cancel"):
+            expect_failure(lambda: start(busybox, settings), KeyboardInterrupt)
     use_name_again(busybox, settings)
 
 

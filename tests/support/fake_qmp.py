@@ -36,6 +36,7 @@ class FakeQmp:
         self.answers: dict[str, object] = {}
         self.commands: list[dict[str, Any]] = []
         self.unanswered: list[Any] = []
+        self.closed = False
         self._socket = sock
         self._version = version
         self._capabilities = capabilities
@@ -54,6 +55,7 @@ class FakeQmp:
 
     def close(self) -> None:
         """End the connection, as when QEMU dies."""
+        self.closed = True
         try:
             self._socket.shutdown(socket.SHUT_RDWR)
         except OSError:

@@ -14,6 +14,7 @@ __all__ = ["AsyncAgentClient", "AsyncAnswered", "AsyncPending", "AsyncPipeline"]
 T = TypeVar("T")
 
 SERVICE = "grpc.AgentService"
+DEVICE_SERVICE = "casemate.DeviceService"
 
 Explain = Callable[[AgentConnectionError], compat.Later[CasemateError]]
 """Finds the cause of a broken connection: most often the end of the VMM."""
@@ -76,10 +77,11 @@ class AsyncAgentClient:
         message: messages.Message,
         *,
         timeout_s: float | None = None,
+        service: str = SERVICE,
     ) -> AsyncPending:
         """Send a request with the usual deadline or ``timeout_s``. Does not block."""
         limit = self.request_timeout_s if timeout_s is None else timeout_s
-        return self._pending(self.connection.submit(SERVICE, method, messages.encode(message), limit))
+        return self._pending(self.connection.submit(service, method, messages.encode(message), limit))
 
     def submit_unbounded(self, method: str, message: messages.Message) -> AsyncPending:
         """Send a request that may take as long as it wants (a wait for a process). Does not block."""

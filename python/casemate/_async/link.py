@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 import os
 import socket
 import threading
@@ -16,20 +15,21 @@ from casemate._async.agent import AsyncAgentClient
 from casemate._compat import aio as compat
 from casemate.agent.transport import AGENT_PORT, HybridTransport, Transport, VsockTransport
 from casemate.errors import AgentConnectionError, CasemateError, DeadlineExceededError, InternalError
+from casemate.observe.log import Log
 
 if TYPE_CHECKING:
-    from casemate._async.hypervisor.qemu import AsyncQemu
+    from casemate._async.hypervisor import AsyncHypervisor
 
 __all__ = ["await_agent", "dial_agent"]
 
-_log = logging.getLogger(__name__)
+_log = Log(__name__)
 
 EXIT_GRACE_S = 2.0
 """A broken connection is mostly the first sign of the VMM's end; so long its exit status is waited for."""
 
 
 async def await_agent(
-    driver: AsyncQemu,
+    driver: AsyncHypervisor,
     transport: Transport,
     listener: socket.socket,
     *,
@@ -63,7 +63,7 @@ async def await_agent(
 
 
 async def dial_agent(
-    transport: Transport, driver: AsyncQemu | None, *, timeout_s: float, request_timeout_s: float
+    transport: Transport, driver: AsyncHypervisor | None, *, timeout_s: float, request_timeout_s: float
 ) -> AsyncAgentClient:
     """Connect to the agent's port: for an agent that does not call, or a sandbox that another process owns.
 
@@ -122,7 +122,7 @@ def _dialler(
 
 
 def _client(
-    driver: AsyncQemu | None, take_fd: int, *, ordered: bool, request_timeout_s: float
+    driver: AsyncHypervisor | None, take_fd: int, *, ordered: bool, request_timeout_s: float
 ) -> AsyncAgentClient:
     watch = driver.process if driver is not None else None
     connection = compat.AgentConnection(take_fd, watch=watch)
@@ -134,7 +134,7 @@ def _client(
     )
 
 
-async def explain(driver: AsyncQemu | None, error: AgentConnectionError) -> CasemateError:
+async def explain(driver: AsyncHypervisor | None, error: AgentConnectionError) -> CasemateError:
     """The cause of a broken connection: VmmExitedError when the VMM ended, else ``error``."""
     if driver is None:
         return error
@@ -142,12 +142,12 @@ async def explain(driver: AsyncQemu | None, error: AgentConnectionError) -> Case
     return error if ended is None else ended
 
 
-async def _exit_cause(driver: AsyncQemu) -> CasemateError:
+async def _exit_cause(driver: AsyncHypervisor) -> CasemateError:
     ended = await driver.exit_error()
     return InternalError("the VMM's end was seen but its status is unknown") if ended is None else ended
 
 
-async def _boot_too_slow(driver: AsyncQemu, started: float, timeout_s: float) -> DeadlineExceededError:
+async def _boot_too_slow(driver: AsyncHypervisor, started: float, timeout_s: float) -> DeadlineExceededError:
     console = driver.process.console_tail().decode("utf-8", "replace").strip()
     tail = "\n".join(console.splitlines()[-12:])
     told = f"; the console's last lines:\n{tail}" if tail else "; the guest's console is empty"

@@ -6,19 +6,19 @@ Longer than other modules: it is the one public noun with most operations, and a
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from casemate import _core
 from casemate._async.agent import AsyncAgentClient, AsyncPipeline
 from casemate._async.container import AsyncContainer, new_container_id
-from casemate._async.hypervisor.qemu import AsyncQemu
 from casemate._async.link import await_agent, dial_agent
+from casemate._async.pull import prepare_image
 from casemate._async.undo import AsyncUndoStack, raise_with
 from casemate._compat import aio as compat
 from casemate.agent import messages
@@ -39,19 +39,32 @@ from casemate.errors import (
 from casemate.hypervisor import BlockAddress, BlockDevice
 from casemate.hypervisor.boot import boot_assets
 from casemate.observe import failpoints
+from casemate.observe.log import Log
 from casemate.observe.timings import PhaseClock
 from casemate.persist.record import ContainerRecord, ProcessRecord, SandboxRecord
 from casemate.persist.recovery import CleanupReport, SandboxInfo, cleanup, list_sandboxes
 from casemate.persist.store import SandboxDirectory, is_owned, load_record, process_record
-from casemate.types import ContainerId, Phase, Progress, SandboxId, State, check_transition
+from casemate.types import (
+    Attachment,
+    BlockAttachment,
+    ContainerId,
+    NicAttachment,
+    Phase,
+    Progress,
+    SandboxId,
+    State,
+    check_transition,
+)
 
 if TYPE_CHECKING:
+    from casemate._async.devices import AsyncDevices
+    from casemate._async.hypervisor import AsyncHypervisor
     from casemate.guest import GuestAssets
     from casemate.images import Image
 
 __all__ = ["AsyncSandbox"]
 
-_log = logging.getLogger(__name__)
+_log = Log(__name__)
 
 GUEST_HOSTNAME_BYTES = 64
 
@@ -74,13 +87,17 @@ class AsyncSandbox:
         "_clock",
         "_containers",
         "_created_unix_ns",
+        "_devices",
         "_directory",
         "_driver",
         "_host_port",
         "_lock",
+        "_pid",
         "_record",
+        "_saving",
         "_settings",
         "_state",
+        "_stopping",
         "_timeouts",
         "_undo",
         "_vmm",
@@ -90,6 +107,9 @@ class AsyncSandbox:
         "id",
     )
 
+    _ON_TRIAL: ClassVar = False
+    """Whether the accelerator is taken as the configuration names it, whatever is known of it."""
+
     def __init__(self, sandbox_id: SandboxId, config: SandboxConfig, settings: Settings) -> None:
         self.id = sandbox_id
         self.config = config
@@ -97,13 +117,17 @@ class AsyncSandbox:
         self._settings = settings
         self._timeouts: TimeoutConfig = config.timeouts.scaled(settings.timeout_factor)
         self._clock = PhaseClock()
+        self._pid = os.getpid()
         self._state = State.READY
         self._created_unix_ns = time.time_ns()
         self._containers: dict[ContainerId, AsyncContainer] = {}
         self._undo = AsyncUndoStack()
         self._lock = compat.Lock()
+        self._stopping = compat.Lock()
+        self._saving = threading.Lock()
         self._directory: SandboxDirectory | None = None
-        self._driver: AsyncQemu | None = None
+        self._driver: AsyncHypervisor | None = None
+        self._devices: AsyncDevices | None = None
         self._host_port = choose_host_port()
         self._agent: AsyncAgentClient | None = None
         self._record: SandboxRecord | None = None
@@ -237,19 +261,17 @@ class AsyncSandbox:
 
     async def _plan(
         self, images: Sequence[Image], progress: Callable[[Progress], None] | None
-    ) -> tuple[AsyncQemu, tuple[BlockAddress, ...]]:
+    ) -> tuple[AsyncHypervisor, tuple[BlockAddress, ...]]:
         """Decide on everything; nothing is made."""
-        from casemate import guest
+        # Here, not above: who only names a sandbox, or reaches one of another process, needs no driver.
+        from casemate._async.hypervisor.drivers import make_driver
 
-        driver = await AsyncQemu.create(self.config, self._settings, sandbox_id=self.id)
-        self._assets = await compat.to_thread(
-            guest.resolve,
-            self.config.kernel,
-            self.config.initrd,
-            image=self.config.image,
-            machine=self.config.machine,
-            settings=self._settings,
+        driver, self._assets = await make_driver(
+            self.config,
+            self._settings,
+            sandbox_id=self.id,
             progress=_steps(progress),
+            on_trial=self._ON_TRIAL,
         )
         boot = boot_assets(
             self.config,
@@ -262,10 +284,11 @@ class AsyncSandbox:
             boot, [_disk(f"rootfs{index}", image) for index, image in enumerate(images)]
         )
 
-    async def _boot(self, driver: AsyncQemu) -> None:
+    async def _boot(self, driver: AsyncHypervisor) -> None:
         self._directory = SandboxDirectory.take(self._settings, self.id)
         self._undo.push("state directory", self._remove_directory)
         self._driver = driver
+        driver.changed = self._save
         self._save()
         self._undo.push("virtual machine", driver.stop)
         transport = await driver.prepare(self._directory.path)
@@ -282,7 +305,7 @@ class AsyncSandbox:
         self._clock.mark("boot")
 
     async def _connect(
-        self, driver: AsyncQemu, transport: Transport, listener: socket.socket
+        self, driver: AsyncHypervisor, transport: Transport, listener: socket.socket
     ) -> AsyncAgentClient:
         boot_s, request_s = self._timeouts.boot_s, self._timeouts.request_s
         if self._guest_assets().agent == "casemate":
@@ -424,6 +447,102 @@ class AsyncSandbox:
                 extra={"sandbox": self.id, "op": "sandbox.create_container", "cause": str(error)},
             )
 
+    async def attach_block(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        readonly: bool = False,
+        discard: bool = False,
+        direct: bool = False,
+    ) -> BlockAttachment:
+        """Give the running guest a disk, and wait until it can be used there.
+
+        Args:
+            path: A raw image or a block device of the host. A writable image is locked: only one VM can have it.
+            readonly: The guest can't write, and others may have the file too.
+            discard: What the guest discards is given back to the host's file system.
+            direct: Reads and writes go past the host's page cache.
+
+        Returns: Where it is, with its node in the guest.
+
+        Raises:
+            NotFoundError, InvalidConfigError, HostError: The file can't be used; nothing was made.
+            UnsupportedError: The machine can't hot-plug (microvm).
+            ResourceExhaustedError: No port is free.
+            QmpError: The VMM refused it.
+            DeadlineExceededError: The guest did not have it in ``timeouts.hotplug_s``; it was taken away again.
+            InvalidStateError: The sandbox does not run, or belongs to another process.
+        Blocks: until the guest has it. A failure or a cancellation leaves nothing behind.
+        """
+        devices = self._own_devices("attach_block")
+        return await devices.attach_block(path, readonly=readonly, discard=discard, direct=direct)
+
+    async def attach_nic(
+        self, *, mac: str | None = None, netns: str | None = None, owner: int | None = None
+    ) -> NicAttachment:
+        """Give the running guest a network interface over a tap device that is made for it, and wait until it is there.
+
+        The tap device is up, has no addresses and is named ``cm`` with the lowest free number. It goes with the
+        attachment, and with the VMM however that ends.
+
+        Args:
+            mac: Hardware address; None: a random one.
+            netns: Path of the network namespace for the tap device; None: that of this process.
+            owner: User id that may open the tap device too.
+
+        Returns: Its names in the guest and on the host.
+
+        Raises:
+            InvalidConfigError: ``mac`` can't be used; nothing was made.
+            HostError: The tap device can't be made (CAP_NET_ADMIN, ``/dev/net/tun``).
+            Otherwise as :meth:`attach_block`.
+        Blocks: until the guest has it. A failure or a cancellation leaves nothing behind.
+        """
+        return await self._own_devices("attach_nic").attach_nic(mac=mac, netns=netns, owner=owner)
+
+    async def detach(self, attachment: Attachment | str) -> None:
+        """Take an attached device away, when the guest has let it go. What uses it there loses it.
+
+        Args:
+            attachment: What :meth:`attach_block` or :meth:`attach_nic` returned, or its ``id``.
+
+        Raises:
+            NotFoundError: It is not attached.
+            DeadlineExceededError: The guest did not let it go in ``timeouts.hotplug_s``. It may still; ask again.
+            HypervisorError: The guest refused.
+            HostError: The state document can't be written; the device is gone all the same.
+            InvalidStateError: The sandbox does not run, or belongs to another process.
+        Blocks: until then. After a failure or a cancellation the device is attached, perhaps under another name.
+        """
+        device_id = attachment if isinstance(attachment, str) else attachment.id
+        await self._own_devices("detach").detach(device_id)
+
+    @property
+    def attachments(self) -> tuple[Attachment, ...]:
+        """Devices that were attached while it runs, in the order of their coming."""
+        if self._devices is not None:
+            return self._devices.attachments
+        return () if self._record is None else self._record.devices
+
+    def _own_devices(self, op: str) -> AsyncDevices:
+        agent, driver = self._running_agent(op), self._own_driver(op)
+        if self._state is not State.RUNNING:
+            raise InvalidStateError(
+                f"{op} needs a running guest, sandbox {self.id} is {self._state.value}",
+                state=self._state.value,
+                wanted=State.RUNNING.value,
+                op=f"sandbox.{op}",
+                sandbox_id=self.id,
+            )
+        if self._devices is None:
+            # Here, not above: most sandboxes never need it.
+            from casemate._async.devices import AsyncDevices
+
+            details = self.guest.agent_details
+            features = () if details is None else details.extra_features
+            self._devices = AsyncDevices(driver, agent, features, self._save)
+        return self._devices
+
     def _forgetting(self, container_id: ContainerId) -> Callable[[], compat.Later[None]]:
         """What remains to do when a container that was there at boot is removed: its disk stays plugged in."""
 
@@ -492,13 +611,14 @@ class AsyncSandbox:
     async def stop(self) -> None:
         """End the containers and the machine, remove every trace. Idempotent.
 
-        Raises: what could not be undone, as an ExceptionGroup when it is more than one failure.
+        Raises: what could not be undone, as an ExceptionGroup when it is more than one failure; InvalidStateError in a fork.
         Blocks: for the guest's and the VMM's end, at most ``timeouts.stop_s`` each.
         """
-        if self._state is State.STOPPED:
-            return
-        # As a whole: a cancellation after the guest's end must not leave the machine.
-        await compat.shielded(self._stop())
+        self._check_process("stop")
+        async with self._stopping:
+            if self._state is not State.STOPPED:
+                # As a whole: a cancellation after the guest's end must not leave the machine.
+                await compat.shielded(self._stop())
 
     async def _stop(self) -> None:
         failures: list[BaseException] = []
@@ -518,8 +638,9 @@ class AsyncSandbox:
             raise BaseExceptionGroup(f"sandbox {self.id} could not be removed whole", failures)
 
     async def aclose(self) -> None:
-        """As :meth:`stop`; of a sandbox that was attached to, only the connection is closed."""
-        await self.stop()
+        """As :meth:`stop`; of a sandbox that was attached to, only the connection is closed; in a fork nothing."""
+        if self._pid == os.getpid():
+            await self.stop()
 
     async def __aenter__(self) -> AsyncSandbox:
         return self
@@ -530,7 +651,8 @@ class AsyncSandbox:
         await self.aclose()
 
     def __del__(self) -> None:
-        if getattr(self, "_driver", None) is not None and self._state is not State.STOPPED:
+        forgotten = getattr(self, "_driver", None) is not None and self._state is not State.STOPPED
+        if forgotten and self._pid == os.getpid():
             import warnings
 
             warnings.warn(f"sandbox {self.id} was never closed", ResourceWarning, stacklevel=1, source=self)
@@ -557,9 +679,7 @@ class AsyncSandbox:
     ) -> Image:
         from casemate import images
 
-        return await compat.to_thread(
-            images.resolve, config.image, settings=self._settings, progress=progress
-        )
+        return await prepare_image(images.resolve, config.image, settings=self._settings, progress=progress)
 
     async def _find_image(self, digest: str) -> Image | None:
         from casemate import images
@@ -578,7 +698,19 @@ class AsyncSandbox:
         if self._directory is not None:
             self._directory.remove()
 
+    def _check_process(self, op: str) -> None:
+        """A fork shares the descriptors, and has none of the threads and locks' owners: what it did would harm the parent."""
+        if self._pid != os.getpid():
+            raise InvalidStateError(
+                f"{op}: sandbox {self.id} belongs to process {self._pid}, and this is a fork of it; use attach",
+                state="forked",
+                wanted="owned",
+                op=f"sandbox.{op}",
+                sandbox_id=self.id,
+            )
+
     def _running_agent(self, op: str) -> AsyncAgentClient:
+        self._check_process(op)
         if self._agent is None or self._state is State.STOPPED:
             raise InvalidStateError(
                 f"{op} needs a running sandbox, {self.id} is {self._state.value}",
@@ -589,7 +721,8 @@ class AsyncSandbox:
             )
         return self._agent
 
-    def _own_driver(self, op: str) -> AsyncQemu:
+    def _own_driver(self, op: str) -> AsyncHypervisor:
+        self._check_process(op)
         if self._driver is None:
             raise InvalidStateError(
                 f"{op} is for the process that owns sandbox {self.id}",
@@ -601,8 +734,10 @@ class AsyncSandbox:
         return self._driver
 
     def _save(self) -> None:
-        if self._directory is not None and self._state is not State.STOPPED:
-            self._directory.write(self._make_record())
+        # Several threads may change it: what is written last is what was seen last.
+        with self._saving:
+            if self._directory is not None and self._state is not State.STOPPED:
+                self._directory.write(self._make_record())
 
     def _make_record(self) -> SandboxRecord:
         driver, assets = self._own_driver("inspect"), self._guest_assets()
@@ -622,7 +757,9 @@ class AsyncSandbox:
             initrd=None if assets.initrd is None else str(assets.initrd),
             vmm=self._vmm,
             agent_url=self.agent_url,
-            containers=tuple(container.record() for container in self._containers.values()),
+            containers=tuple(container.record() for container in self.containers),
+            topology=driver.topology,
+            devices=self.attachments,
         )
 
     def _guest_assets(self) -> GuestAssets:

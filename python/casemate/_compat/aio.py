@@ -317,8 +317,10 @@ class AgentConnection:
         self._end("the virtual machine ended")
 
     def _end(self, text: str) -> None:
+        # First, since it refuses in a fork, where the loop's own descriptors are the parent's.
+        failed = self._native.fail(text)
         self._stop_watching()
-        for slot in self._native.fail(text):
+        for slot in failed:
             answer = self._settle(slot, AgentConnectionError(text))
             if answer is not None:
                 answer.wake_soon()

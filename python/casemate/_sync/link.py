@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 import os
 import socket
 import threading
@@ -17,20 +16,21 @@ from casemate._sync.agent import AgentClient
 from casemate._compat import blocking as compat
 from casemate.agent.transport import AGENT_PORT, HybridTransport, Transport, VsockTransport
 from casemate.errors import AgentConnectionError, CasemateError, DeadlineExceededError, InternalError
+from casemate.observe.log import Log
 
 if TYPE_CHECKING:
-    from casemate._sync.hypervisor.qemu import Qemu
+    from casemate._sync.hypervisor import Hypervisor
 
 __all__ = ["await_agent", "dial_agent"]
 
-_log = logging.getLogger(__name__)
+_log = Log(__name__)
 
 EXIT_GRACE_S = 2.0
 """A broken connection is mostly the first sign of the VMM's end; so long its exit status is waited for."""
 
 
 def await_agent(
-    driver: Qemu,
+    driver: Hypervisor,
     transport: Transport,
     listener: socket.socket,
     *,
@@ -64,7 +64,7 @@ def await_agent(
 
 
 def dial_agent(
-    transport: Transport, driver: Qemu | None, *, timeout_s: float, request_timeout_s: float
+    transport: Transport, driver: Hypervisor | None, *, timeout_s: float, request_timeout_s: float
 ) -> AgentClient:
     """Connect to the agent's port: for an agent that does not call, or a sandbox that another process owns.
 
@@ -123,7 +123,7 @@ def _dialler(
 
 
 def _client(
-    driver: Qemu | None, take_fd: int, *, ordered: bool, request_timeout_s: float
+    driver: Hypervisor | None, take_fd: int, *, ordered: bool, request_timeout_s: float
 ) -> AgentClient:
     watch = driver.process if driver is not None else None
     connection = compat.AgentConnection(take_fd, watch=watch)
@@ -135,7 +135,7 @@ def _client(
     )
 
 
-def explain(driver: Qemu | None, error: AgentConnectionError) -> CasemateError:
+def explain(driver: Hypervisor | None, error: AgentConnectionError) -> CasemateError:
     """The cause of a broken connection: VmmExitedError when the VMM ended, else ``error``."""
     if driver is None:
         return error
@@ -143,12 +143,12 @@ def explain(driver: Qemu | None, error: AgentConnectionError) -> CasemateError:
     return error if ended is None else ended
 
 
-def _exit_cause(driver: Qemu) -> CasemateError:
+def _exit_cause(driver: Hypervisor) -> CasemateError:
     ended = driver.exit_error()
     return InternalError("the VMM's end was seen but its status is unknown") if ended is None else ended
 
 
-def _boot_too_slow(driver: Qemu, started: float, timeout_s: float) -> DeadlineExceededError:
+def _boot_too_slow(driver: Hypervisor, started: float, timeout_s: float) -> DeadlineExceededError:
     console = driver.process.console_tail().decode("utf-8", "replace").strip()
     tail = "\n".join(console.splitlines()[-12:])
     told = f"; the console's last lines:\n{tail}" if tail else "; the guest's console is empty"

@@ -7,19 +7,19 @@ Longer than other modules: it is the one public noun with most operations, and a
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from casemate import _core
 from casemate._sync.agent import AgentClient, Pipeline
 from casemate._sync.container import Container, new_container_id
-from casemate._sync.hypervisor.qemu import Qemu
 from casemate._sync.link import await_agent, dial_agent
+from casemate._sync.pull import prepare_image
 from casemate._sync.undo import UndoStack, raise_with
 from casemate._compat import blocking as compat
 from casemate.agent import messages
@@ -40,19 +40,32 @@ from casemate.errors import (
 from casemate.hypervisor import BlockAddress, BlockDevice
 from casemate.hypervisor.boot import boot_assets
 from casemate.observe import failpoints
+from casemate.observe.log import Log
 from casemate.observe.timings import PhaseClock
 from casemate.persist.record import ContainerRecord, ProcessRecord, SandboxRecord
 from casemate.persist.recovery import CleanupReport, SandboxInfo, cleanup, list_sandboxes
 from casemate.persist.store import SandboxDirectory, is_owned, load_record, process_record
-from casemate.types import ContainerId, Phase, Progress, SandboxId, State, check_transition
+from casemate.types import (
+    Attachment,
+    BlockAttachment,
+    ContainerId,
+    NicAttachment,
+    Phase,
+    Progress,
+    SandboxId,
+    State,
+    check_transition,
+)
 
 if TYPE_CHECKING:
+    from casemate._sync.devices import Devices
+    from casemate._sync.hypervisor import Hypervisor
     from casemate.guest import GuestAssets
     from casemate.images import Image
 
 __all__ = ["Sandbox"]
 
-_log = logging.getLogger(__name__)
+_log = Log(__name__)
 
 GUEST_HOSTNAME_BYTES = 64
 
@@ -75,13 +88,17 @@ class Sandbox:
         "_clock",
         "_containers",
         "_created_unix_ns",
+        "_devices",
         "_directory",
         "_driver",
         "_host_port",
         "_lock",
+        "_pid",
         "_record",
+        "_saving",
         "_settings",
         "_state",
+        "_stopping",
         "_timeouts",
         "_undo",
         "_vmm",
@@ -91,6 +108,9 @@ class Sandbox:
         "id",
     )
 
+    _ON_TRIAL: ClassVar = False
+    """Whether the accelerator is taken as the configuration names it, whatever is known of it."""
+
     def __init__(self, sandbox_id: SandboxId, config: SandboxConfig, settings: Settings) -> None:
         self.id = sandbox_id
         self.config = config
@@ -98,13 +118,17 @@ class Sandbox:
         self._settings = settings
         self._timeouts: TimeoutConfig = config.timeouts.scaled(settings.timeout_factor)
         self._clock = PhaseClock()
+        self._pid = os.getpid()
         self._state = State.READY
         self._created_unix_ns = time.time_ns()
         self._containers: dict[ContainerId, Container] = {}
         self._undo = UndoStack()
         self._lock = compat.Lock()
+        self._stopping = compat.Lock()
+        self._saving = threading.Lock()
         self._directory: SandboxDirectory | None = None
-        self._driver: Qemu | None = None
+        self._driver: Hypervisor | None = None
+        self._devices: Devices | None = None
         self._host_port = choose_host_port()
         self._agent: AgentClient | None = None
         self._record: SandboxRecord | None = None
@@ -238,19 +262,17 @@ class Sandbox:
 
     def _plan(
         self, images: Sequence[Image], progress: Callable[[Progress], None] | None
-    ) -> tuple[Qemu, tuple[BlockAddress, ...]]:
+    ) -> tuple[Hypervisor, tuple[BlockAddress, ...]]:
         """Decide on everything; nothing is made."""
-        from casemate import guest
+        # Here, not above: who only names a sandbox, or reaches one of another process, needs no driver.
+        from casemate._sync.hypervisor.drivers import make_driver
 
-        driver = Qemu.create(self.config, self._settings, sandbox_id=self.id)
-        self._assets = compat.to_thread(
-            guest.resolve,
-            self.config.kernel,
-            self.config.initrd,
-            image=self.config.image,
-            machine=self.config.machine,
-            settings=self._settings,
+        driver, self._assets = make_driver(
+            self.config,
+            self._settings,
+            sandbox_id=self.id,
             progress=_steps(progress),
+            on_trial=self._ON_TRIAL,
         )
         boot = boot_assets(
             self.config,
@@ -263,10 +285,11 @@ class Sandbox:
             boot, [_disk(f"rootfs{index}", image) for index, image in enumerate(images)]
         )
 
-    def _boot(self, driver: Qemu) -> None:
+    def _boot(self, driver: Hypervisor) -> None:
         self._directory = SandboxDirectory.take(self._settings, self.id)
         self._undo.push("state directory", self._remove_directory)
         self._driver = driver
+        driver.changed = self._save
         self._save()
         self._undo.push("virtual machine", driver.stop)
         transport = driver.prepare(self._directory.path)
@@ -283,7 +306,7 @@ class Sandbox:
         self._clock.mark("boot")
 
     def _connect(
-        self, driver: Qemu, transport: Transport, listener: socket.socket
+        self, driver: Hypervisor, transport: Transport, listener: socket.socket
     ) -> AgentClient:
         boot_s, request_s = self._timeouts.boot_s, self._timeouts.request_s
         if self._guest_assets().agent == "casemate":
@@ -425,6 +448,102 @@ class Sandbox:
                 extra={"sandbox": self.id, "op": "sandbox.create_container", "cause": str(error)},
             )
 
+    def attach_block(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        readonly: bool = False,
+        discard: bool = False,
+        direct: bool = False,
+    ) -> BlockAttachment:
+        """Give the running guest a disk, and wait until it can be used there.
+
+        Args:
+            path: A raw image or a block device of the host. A writable image is locked: only one VM can have it.
+            readonly: The guest can't write, and others may have the file too.
+            discard: What the guest discards is given back to the host's file system.
+            direct: Reads and writes go past the host's page cache.
+
+        Returns: Where it is, with its node in the guest.
+
+        Raises:
+            NotFoundError, InvalidConfigError, HostError: The file can't be used; nothing was made.
+            UnsupportedError: The machine can't hot-plug (microvm).
+            ResourceExhaustedError: No port is free.
+            QmpError: The VMM refused it.
+            DeadlineExceededError: The guest did not have it in ``timeouts.hotplug_s``; it was taken away again.
+            InvalidStateError: The sandbox does not run, or belongs to another process.
+        Blocks: until the guest has it. A failure or a cancellation leaves nothing behind.
+        """
+        devices = self._own_devices("attach_block")
+        return devices.attach_block(path, readonly=readonly, discard=discard, direct=direct)
+
+    def attach_nic(
+        self, *, mac: str | None = None, netns: str | None = None, owner: int | None = None
+    ) -> NicAttachment:
+        """Give the running guest a network interface over a tap device that is made for it, and wait until it is there.
+
+        The tap device is up, has no addresses and is named ``cm`` with the lowest free number. It goes with the
+        attachment, and with the VMM however that ends.
+
+        Args:
+            mac: Hardware address; None: a random one.
+            netns: Path of the network namespace for the tap device; None: that of this process.
+            owner: User id that may open the tap device too.
+
+        Returns: Its names in the guest and on the host.
+
+        Raises:
+            InvalidConfigError: ``mac`` can't be used; nothing was made.
+            HostError: The tap device can't be made (CAP_NET_ADMIN, ``/dev/net/tun``).
+            Otherwise as :meth:`attach_block`.
+        Blocks: until the guest has it. A failure or a cancellation leaves nothing behind.
+        """
+        return self._own_devices("attach_nic").attach_nic(mac=mac, netns=netns, owner=owner)
+
+    def detach(self, attachment: Attachment | str) -> None:
+        """Take an attached device away, when the guest has let it go. What uses it there loses it.
+
+        Args:
+            attachment: What :meth:`attach_block` or :meth:`attach_nic` returned, or its ``id``.
+
+        Raises:
+            NotFoundError: It is not attached.
+            DeadlineExceededError: The guest did not let it go in ``timeouts.hotplug_s``. It may still; ask again.
+            HypervisorError: The guest refused.
+            HostError: The state document can't be written; the device is gone all the same.
+            InvalidStateError: The sandbox does not run, or belongs to another process.
+        Blocks: until then. After a failure or a cancellation the device is attached, perhaps under another name.
+        """
+        device_id = attachment if isinstance(attachment, str) else attachment.id
+        self._own_devices("detach").detach(device_id)
+
+    @property
+    def attachments(self) -> tuple[Attachment, ...]:
+        """Devices that were attached while it runs, in the order of their coming."""
+        if self._devices is not None:
+            return self._devices.attachments
+        return () if self._record is None else self._record.devices
+
+    def _own_devices(self, op: str) -> Devices:
+        agent, driver = self._running_agent(op), self._own_driver(op)
+        if self._state is not State.RUNNING:
+            raise InvalidStateError(
+                f"{op} needs a running guest, sandbox {self.id} is {self._state.value}",
+                state=self._state.value,
+                wanted=State.RUNNING.value,
+                op=f"sandbox.{op}",
+                sandbox_id=self.id,
+            )
+        if self._devices is None:
+            # Here, not above: most sandboxes never need it.
+            from casemate._sync.devices import Devices
+
+            details = self.guest.agent_details
+            features = () if details is None else details.extra_features
+            self._devices = Devices(driver, agent, features, self._save)
+        return self._devices
+
     def _forgetting(self, container_id: ContainerId) -> Callable[[], compat.Later[None]]:
         """What remains to do when a container that was there at boot is removed: its disk stays plugged in."""
 
@@ -493,13 +612,14 @@ class Sandbox:
     def stop(self) -> None:
         """End the containers and the machine, remove every trace. Idempotent.
 
-        Raises: what could not be undone, as an ExceptionGroup when it is more than one failure.
+        Raises: what could not be undone, as an ExceptionGroup when it is more than one failure; InvalidStateError in a fork.
         Blocks: for the guest's and the VMM's end, at most ``timeouts.stop_s`` each.
         """
-        if self._state is State.STOPPED:
-            return
-        # As a whole: a cancellation after the guest's end must not leave the machine.
-        compat.shielded(self._stop())
+        self._check_process("stop")
+        with self._stopping:
+            if self._state is not State.STOPPED:
+                # As a whole: a cancellation after the guest's end must not leave the machine.
+                compat.shielded(self._stop())
 
     def _stop(self) -> None:
         failures: list[BaseException] = []
@@ -519,8 +639,9 @@ class Sandbox:
             raise BaseExceptionGroup(f"sandbox {self.id} could not be removed whole", failures)
 
     def close(self) -> None:
-        """As :meth:`stop`; of a sandbox that was attached to, only the connection is closed."""
-        self.stop()
+        """As :meth:`stop`; of a sandbox that was attached to, only the connection is closed; in a fork nothing."""
+        if self._pid == os.getpid():
+            self.stop()
 
     def __enter__(self) -> Sandbox:
         return self
@@ -531,7 +652,8 @@ class Sandbox:
         self.close()
 
     def __del__(self) -> None:
-        if getattr(self, "_driver", None) is not None and self._state is not State.STOPPED:
+        forgotten = getattr(self, "_driver", None) is not None and self._state is not State.STOPPED
+        if forgotten and self._pid == os.getpid():
             import warnings
 
             warnings.warn(f"sandbox {self.id} was never closed", ResourceWarning, stacklevel=1, source=self)
@@ -558,9 +680,7 @@ class Sandbox:
     ) -> Image:
         from casemate import images
 
-        return compat.to_thread(
-            images.resolve, config.image, settings=self._settings, progress=progress
-        )
+        return prepare_image(images.resolve, config.image, settings=self._settings, progress=progress)
 
     def _find_image(self, digest: str) -> Image | None:
         from casemate import images
@@ -579,7 +699,19 @@ class Sandbox:
         if self._directory is not None:
             self._directory.remove()
 
+    def _check_process(self, op: str) -> None:
+        """A fork shares the descriptors, and has none of the threads and locks' owners: what it did would harm the parent."""
+        if self._pid != os.getpid():
+            raise InvalidStateError(
+                f"{op}: sandbox {self.id} belongs to process {self._pid}, and this is a fork of it; use attach",
+                state="forked",
+                wanted="owned",
+                op=f"sandbox.{op}",
+                sandbox_id=self.id,
+            )
+
     def _running_agent(self, op: str) -> AgentClient:
+        self._check_process(op)
         if self._agent is None or self._state is State.STOPPED:
             raise InvalidStateError(
                 f"{op} needs a running sandbox, {self.id} is {self._state.value}",
@@ -590,7 +722,8 @@ class Sandbox:
             )
         return self._agent
 
-    def _own_driver(self, op: str) -> Qemu:
+    def _own_driver(self, op: str) -> Hypervisor:
+        self._check_process(op)
         if self._driver is None:
             raise InvalidStateError(
                 f"{op} is for the process that owns sandbox {self.id}",
@@ -602,8 +735,10 @@ class Sandbox:
         return self._driver
 
     def _save(self) -> None:
-        if self._directory is not None and self._state is not State.STOPPED:
-            self._directory.write(self._make_record())
+        # Several threads may change it: what is written last is what was seen last.
+        with self._saving:
+            if self._directory is not None and self._state is not State.STOPPED:
+                self._directory.write(self._make_record())
 
     def _make_record(self) -> SandboxRecord:
         driver, assets = self._own_driver("inspect"), self._guest_assets()
@@ -623,7 +758,9 @@ class Sandbox:
             initrd=None if assets.initrd is None else str(assets.initrd),
             vmm=self._vmm,
             agent_url=self.agent_url,
-            containers=tuple(container.record() for container in self._containers.values()),
+            containers=tuple(container.record() for container in self.containers),
+            topology=driver.topology,
+            devices=self.attachments,
         )
 
     def _guest_assets(self) -> GuestAssets:

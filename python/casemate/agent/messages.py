@@ -12,6 +12,8 @@ import msgspec
 
 __all__ = [
     "AgentDetails",
+    "AwaitDeviceRequest",
+    "AwaitDeviceResponse",
     "CloseStdinRequest",
     "ContainerRequest",
     "CreateContainerRequest",
@@ -247,6 +249,22 @@ class TtyWinResizeRequest(Message, frozen=True, kw_only=True, omit_defaults=True
 
 class DestroySandboxRequest(Message, frozen=True, kw_only=True, omit_defaults=True):
     """End every container and power off."""
+
+
+class AwaitDeviceRequest(Message, frozen=True, kw_only=True, omit_defaults=True):
+    """Wait until a device can be used, or with ``gone`` is no more, for ``timeout_ms``. Of casemate's agent alone."""
+
+    subsystem: str
+    pci_path: str
+    gone: bool = False
+    timeout_ms: int = 0
+
+
+class AwaitDeviceResponse(msgspec.Struct, frozen=True):
+    """Its name in the guest, and of a network interface the hardware address; empty when it is gone."""
+
+    name: str = ""
+    hardware_address: str = ""
 
 
 class GuestDetailsRequest(Message, frozen=True, kw_only=True, omit_defaults=True):

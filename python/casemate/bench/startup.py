@@ -106,12 +106,14 @@ def floor_initrd() -> bytes:
 def _warm_up(
     config: SandboxConfig, container: ContainerConfig, settings: Settings
 ) -> tuple[VmPlan, dict[str, str]]:
+    from casemate._sync.hypervisor.qemu import Qemu
     from casemate._sync.sandbox import Sandbox
 
     with Sandbox.create(config, containers=(container,), start=True, settings=settings) as sandbox:
         sandbox.containers[0].process.stdout.read(1)
         record = sandbox.inspect()
         driver = sandbox._own_driver("bench")
+        assert isinstance(driver, Qemu)
         plan = driver.vm_plan
         versions = {
             "casemate": _core.__version__,

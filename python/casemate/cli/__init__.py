@@ -11,7 +11,6 @@ import argparse
 import signal
 import sys
 from collections.abc import Sequence
-from importlib import import_module
 from types import FrameType
 
 __all__ = ["main"]
@@ -24,27 +23,33 @@ COMMANDS = {
     "kill": "send a signal to a container's first process",
     "rm": "remove a sandbox, or what a dead one left",
     "cleanup": "remove what dead owners left, from disk alone",
-    "images": "list the unpacked images",
+    "pull": "bring an image here from its registry, and unpack it",
+    "images": "list, remove and collect the images that are here",
+    "rmi": "remove images",
+    "check": "tell what this host can do, with the cure for what it can't",
+    "env": "show versions, paths and facts of host and VMM",
+    "config": "show or check a configuration document, with its defaults",
     "guest": "build, show or list guest kernels and initrds",
     "bench": "measure, against peers in the same run",
+    "completion": "print a shell's completion of this command line",
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command, return the exit status."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    parser = argparse.ArgumentParser(prog="casemate", description="OCI containers inside virtual machines.")
-    parser.add_argument("--version", action="store_true", help="print the version and end")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    try:
+        return _run(words)
+    except KeyboardInterrupt:
+        return 130
+
+
+def _run(words: Sequence[str]) -> int:
+    from casemate.cli.parser import build_parser, parse
+
     # Only the module of the chosen command is imported: start-up time is a feature.
-    chosen = next((word for word in words if not word.startswith("-")), None)
-    for name, summary in COMMANDS.items():
-        command = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
-        if name == chosen:
-            module = import_module(f"casemate.cli.{name}")
-            module.add_arguments(command)
-            command.set_defaults(run=module.run)
-    options = parser.parse_args(words)
+    parser = build_parser(COMMANDS, only=next((word for word in words if not word.startswith("-")), ""))
+    options = parse(parser, words)
     if options.version:
         from casemate import __version__
 
@@ -71,8 +76,6 @@ def _guarded(options: argparse.Namespace) -> int:
         for one in group.exceptions:
             report(one)
         return before_command
-    except KeyboardInterrupt:
-        return 130
     except BrokenPipeError:
         # The reader of our output went away: nothing is left to say to it.
         sys.stderr.close()

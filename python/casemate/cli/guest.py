@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``guest``."""
-    actions = parser.add_subparsers(dest="action", required=True, metavar="build|show|list")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     build = actions.add_parser("build", help="fetch a kernel and make its initrd, unless they are there")
     build.add_argument("--refresh", action="store_true", help="look for a newer kernel of the series")
     show = actions.add_parser("show", help="what a guest would boot from; makes it when it is not there")
@@ -24,10 +24,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action.add_argument(
             "--kernel",
             default=None,
-            help="auto (default), a series such as 6.12, or the path of a kernel or .deb",
+            metavar="PATH",
+            help="a kernel or .deb; also auto (default) or a series such as 6.12",
         )
-        action.add_argument("--initrd", default=None, help="path of an initrd of your own")
-        action.add_argument("--machine", default="q35", help="q35 (default) or microvm")
+        action.add_argument("--initrd", default=None, metavar="PATH", help="an initrd of your own")
+        action.add_argument("--machine", default="q35", metavar="q35|microvm", help="default q35")
         common.add_json(action)
     listing = actions.add_parser("list", help="kernels and initrds in the cache")
     common.add_json(listing)

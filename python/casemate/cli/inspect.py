@@ -25,7 +25,7 @@ def run(options: argparse.Namespace) -> int:
         from casemate import images
 
         try:
-            common.print_json(images.resolve(options.name, settings=settings))
+            common.print_json(images.resolve(options.name, settings=settings, pull_policy="never"))
         except NotFoundError as no_image:
             raise NotFoundError(f"{no_sandbox}; and {no_image}") from no_image
         return 0

@@ -29,7 +29,7 @@ __all__ = [
 def add_sandbox_options(parser: argparse.ArgumentParser) -> None:
     """Options that shape the virtual machine."""
     group = parser.add_argument_group("virtual machine")
-    group.add_argument("--name", help="name of the sandbox")
+    group.add_argument("--name", metavar="NAME", help="name of the sandbox")
     group.add_argument("--vcpus", type=int, default=None, metavar="N", help="virtual CPUs (default 1)")
     group.add_argument(
         "--memory",
@@ -38,10 +38,12 @@ def add_sandbox_options(parser: argparse.ArgumentParser) -> None:
         metavar="SIZE",
         help="guest memory: 512, 512M or 2G (plain: MiB)",
     )
-    group.add_argument("--machine", default=None, help="q35 (default) or microvm")
-    group.add_argument("--accel", default=None, help="auto (default), kvm or tcg")
-    group.add_argument("--kernel", default=None, help="guest kernel: a path, or a series such as 6.12")
-    group.add_argument("--initrd", default=None, help="guest initrd: a path")
+    group.add_argument("--machine", default=None, metavar="q35|microvm", help="default q35")
+    group.add_argument("--accel", default=None, metavar="auto|kvm|tcg", help="default auto")
+    group.add_argument(
+        "--kernel", default=None, metavar="PATH", help="guest kernel; also a series such as 6.12"
+    )
+    group.add_argument("--initrd", default=None, metavar="PATH", help="guest initrd")
     group.add_argument("--debug", action="store_true", help="more from kernel, agent and VMM")
 
 

@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "image",
         metavar="IMAGE",
-        help="oci:DIR[:TAG], oci-archive:FILE, docker-archive:FILE, a path or a known name",
+        help="docker://NAME, oci:DIR[:TAG], oci-archive:FILE, docker-archive:FILE, a path or a known name",
     )
     parser.add_argument(
         "command_line", metavar="COMMAND", nargs=argparse.REMAINDER, help="in place of the image's command"

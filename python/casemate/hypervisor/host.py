@@ -9,11 +9,12 @@ import msgspec
 
 from casemate.errors import HostError
 
-__all__ = ["HostFacts", "parse_cpu_flags", "parse_memory_mib", "read_host_facts"]
+__all__ = ["HostFacts", "parse_cpu_flags", "parse_cpu_vendor", "parse_memory_mib", "read_host_facts"]
 
 _KVM_GET_API_VERSION = 0xAE00
 _KVM_CREATE_VM = 0xAE01
 _KVM_API_VERSION = 12
+_KVM_MODULES = ("kvm", "kvm_amd", "kvm_intel", "kvm_pvm")
 _CPUINFO_BYTES = 64 * 1024
 """One CPU's entry is 1.5 KiB; a host of hundreds has megabytes of the same."""
 
@@ -26,12 +27,16 @@ class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
         cpu_flags: Flags of the first CPU.
         kvm_error: Why KVM can't make a VM, empty when it can.
         pvm: KVM works by page-table tricks, without hardware help: a stock guest kernel fails on it.
+        kvm_modules: Those of the host's modules that make up KVM, by name, loaded or built in.
+        cpu_vendor: The CPU's maker, as ``GenuineIntel``; empty when the kernel does not say.
     """
 
     memory_mib: int
     cpu_flags: frozenset[str]
     kvm_error: str
     pvm: bool
+    kvm_modules: tuple[str, ...] = ()
+    cpu_vendor: str = ""
 
     @property
     def has_hardware_virtualisation(self) -> bool:
@@ -50,11 +55,16 @@ def read_host_facts(root: Path = Path("/")) -> HostFacts:
     Raises:
         HostError: ``proc`` can't be read.
     """
+    meminfo = _read(root / "proc" / "meminfo", _CPUINFO_BYTES)
+    cpuinfo = _read(root / "proc" / "cpuinfo", _CPUINFO_BYTES)
+    modules = tuple(name for name in _KVM_MODULES if (root / "sys" / "module" / name).is_dir())
     return HostFacts(
-        memory_mib=parse_memory_mib(_read(root / "proc" / "meminfo", _CPUINFO_BYTES)),
-        cpu_flags=parse_cpu_flags(_read(root / "proc" / "cpuinfo", _CPUINFO_BYTES)),
+        memory_mib=parse_memory_mib(meminfo),
+        cpu_flags=parse_cpu_flags(cpuinfo),
+        cpu_vendor=parse_cpu_vendor(cpuinfo),
         kvm_error=_try_kvm(root / "dev" / "kvm"),
-        pvm=(root / "sys" / "module" / "kvm_pvm").is_dir(),
+        pvm="kvm_pvm" in modules,
+        kvm_modules=modules,
     )
 
 
@@ -65,6 +75,15 @@ def parse_cpu_flags(cpuinfo: str) -> frozenset[str]:
         if colon and name.strip() == "flags":
             return frozenset(value.split())
     return frozenset()
+
+
+def parse_cpu_vendor(cpuinfo: str) -> str:
+    """The first CPU's maker in the text of ``/proc/cpuinfo``; empty without one."""
+    for line in cpuinfo.splitlines():
+        name, colon, value = line.partition(":")
+        if colon and name.strip() == "vendor_id":
+            return value.strip()
+    return ""
 
 
 def parse_memory_mib(meminfo: str) -> int:

@@ -1,4 +1,4 @@
-"""Images: OCI layouts and archives, unpacked once into a read-only filesystem by digest.
+"""Images: from registries, OCI layouts and archives, unpacked once into a read-only filesystem by digest.
 
 Names are resolved on first use, so that importing this package costs nothing.
 """
@@ -8,13 +8,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from casemate.images.collection import CollectReport, collect_garbage
     from casemate.images.process import DEFAULT_PATH, ProcessPlan, compose_process
     from casemate.images.reference import Reference, parse_reference
-    from casemate.images.resolution import list_images, remove, resolve
+    from casemate.images.resolution import PullPolicy, list_images, pull, remove, resolve
     from casemate.images.types import Filesystem, Image, ImageConfig, Phase, Progress, ReportProgress
     from casemate.images.user import ResolvedUser, resolve_user
 
 _HOMES = {
+    "CollectReport": "collection",
     "DEFAULT_PATH": "process",
     "Filesystem": "types",
     "Image": "types",
@@ -22,12 +24,15 @@ _HOMES = {
     "Phase": "types",
     "ProcessPlan": "process",
     "Progress": "types",
+    "PullPolicy": "resolution",
     "Reference": "reference",
     "ReportProgress": "types",
     "ResolvedUser": "user",
+    "collect_garbage": "collection",
     "compose_process": "process",
     "list_images": "resolution",
     "parse_reference": "reference",
+    "pull": "resolution",
     "remove": "resolution",
     "resolve": "resolution",
     "resolve_user": "user",
@@ -35,18 +40,22 @@ _HOMES = {
 
 __all__ = [
     "DEFAULT_PATH",
+    "CollectReport",
     "Filesystem",
     "Image",
     "ImageConfig",
     "Phase",
     "ProcessPlan",
     "Progress",
+    "PullPolicy",
     "Reference",
     "ReportProgress",
     "ResolvedUser",
+    "collect_garbage",
     "compose_process",
     "list_images",
     "parse_reference",
+    "pull",
     "remove",
     "resolve",
     "resolve_user",

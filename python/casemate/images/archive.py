@@ -16,6 +16,7 @@ from typing import IO, cast
 
 from casemate.errors import ImageError, NotFoundError
 from casemate.images import documents
+from casemate.images.disk import typed_errors, write_all
 from casemate.images.documents import ConfigDocument, DockerArchiveItem
 from casemate.images.reference import default_name, normalise_name
 from casemate.images.source import Candidate, Files, LayerFile, Plan, Provided, opened_file, shifted
@@ -100,12 +101,15 @@ class ArchiveFiles:
         digest = hashlib.sha256()
         done_bytes = 0
         # A layer that an image has twice is copied once more: rare, and the digest is needed anyway.
-        with path.open("wb") as file:
+        with typed_errors(path):
+            file = path.open("wb", buffering=0)
+        with file:
 
             def write(data: bytes) -> None:
                 nonlocal done_bytes
                 digest.update(data)
-                file.write(data)
+                with typed_errors(path):
+                    write_all(file, data)
                 done_bytes += len(data)
                 report(done_bytes)
 

@@ -12,6 +12,7 @@ from casemate.errors import ImageError
 from casemate.images.types import ImageConfig
 
 __all__ = [
+    "INDEX_MEDIA_TYPES",
     "MANIFEST_MEDIA_TYPES",
     "MAX_DOCUMENT_BYTES",
     "ConfigDocument",
@@ -22,14 +23,18 @@ __all__ = [
     "Manifest",
     "canonical_digest",
     "check_layers",
+    "check_manifest_type",
     "choose_descriptors",
+    "choose_manifest",
     "decode",
     "digest_hex",
     "digest_of",
     "is_index",
+    "platforms_of",
 ]
 
 MAX_DOCUMENT_BYTES = 8 << 20
+_MAX_MANIFESTS = 10_000
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _T = TypeVar("_T")
 
@@ -207,6 +212,38 @@ def choose_descriptors(index: Index, *, architecture: str) -> tuple[Descriptor, 
         if fits and (is_index(descriptor) or descriptor.media_type in (*MANIFEST_MEDIA_TYPES, "")):
             chosen.append(descriptor)
     return tuple(chosen)
+
+
+def choose_manifest(index: Index, *, architecture: str, reference: str, digest: str) -> Descriptor:
+    """The manifest, or index, for linux on ``architecture``; one that names its platform before one that does not. Does not block.
+
+    Raises:
+        ImageError: There is none.
+    """
+    chosen = choose_descriptors(index, architecture=architecture)
+    if not chosen or len(index.manifests) > _MAX_MANIFESTS:
+        raise ImageError(
+            f"image {reference!r} has nothing for linux/{architecture}: its index lists {platforms_of(index)}",
+            reference=reference,
+            digest=digest,
+        )
+    return next((one for one in chosen if one.platform is not None and one.platform.os), chosen[0])
+
+
+def platforms_of(index: Index) -> str:
+    """The platforms of an index, for the text of an error."""
+    found = (entry.platform for entry in index.manifests[:20] if entry.platform is not None)
+    return ", ".join(f"{platform.os}/{platform.architecture}" for platform in found) or "no image"
+
+
+def check_manifest_type(manifest: Manifest, *, reference: str, digest: str) -> None:
+    """Check that a manifest is that of an image. Does not block. Raises: ImageError."""
+    if manifest.media_type and manifest.media_type not in MANIFEST_MEDIA_TYPES:
+        raise ImageError(
+            f"image {reference!r} has a manifest of media type {manifest.media_type!r}, which is not an image",
+            reference=reference,
+            digest=digest,
+        )
 
 
 def check_layers(

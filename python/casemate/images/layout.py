@@ -11,11 +11,10 @@ from casemate.images.documents import ConfigDocument, Descriptor, Index, LayoutM
 from casemate.images.reference import default_name
 from casemate.images.source import Candidate, Files, LayerFile, Plan, shifted
 
-__all__ = ["MARKER", "find_in_layout"]
+__all__ = ["MARKER", "candidate_from_manifest", "find_in_layout"]
 
 MARKER = "oci-layout"
 _MAX_DEPTH = 4
-_MAX_MANIFESTS = 10_000
 
 
 def find_in_layout(
@@ -42,18 +41,27 @@ def find_in_layout(
     descriptor, name = _choose(index, path=path, tag=tag, reference=reference, architecture=architecture)
     descriptor, manifest = _manifest(files, descriptor, reference=reference, architecture=architecture)
 
+    return candidate_from_manifest(
+        files,
+        descriptor.digest,
+        manifest,
+        name=default_name(path, name),
+        reference=reference,
+        architecture=architecture,
+    )
+
+
+def candidate_from_manifest(
+    files: Files, digest: str, manifest: Manifest, *, name: str, reference: str, architecture: str
+) -> Candidate:
+    """The image of a manifest that was checked, its blobs in ``files``. Does not block."""
+
     def prepare(directory: Path, report: Callable[[int, int], None]) -> Plan:
         return _prepare(
-            files,
-            descriptor.digest,
-            manifest,
-            directory,
-            report,
-            reference=reference,
-            architecture=architecture,
+            files, digest, manifest, directory, report, reference=reference, architecture=architecture
         )
 
-    return Candidate(digest=descriptor.digest, name=default_name(path, name), prepare=prepare)
+    return Candidate(digest=digest, name=name, prepare=prepare)
 
 
 def _choose(
@@ -64,7 +72,7 @@ def _choose(
     if not candidates:
         raise ImageError(
             f"image {reference!r} has nothing for linux/{architecture}: its index lists "
-            f"{_platforms(index) or 'no image'}",
+            f"{documents.platforms_of(index)}",
             reference=reference,
         )
     named = [(name, descriptor) for descriptor in candidates for name in documents.names_of(descriptor)]
@@ -88,11 +96,6 @@ def _choose(
     )
 
 
-def _platforms(index: Index) -> str:
-    found = (entry.platform for entry in index.manifests[:20] if entry.platform is not None)
-    return ", ".join(f"{platform.os}/{platform.architecture}" for platform in found)
-
-
 def _manifest(
     files: Files, descriptor: Descriptor, *, reference: str, architecture: str
 ) -> tuple[Descriptor, Manifest]:
@@ -103,23 +106,12 @@ def _manifest(
             manifest = documents.decode(
                 data, Manifest, what="manifest", reference=reference, digest=descriptor.digest
             )
-            if manifest.media_type and manifest.media_type not in documents.MANIFEST_MEDIA_TYPES:
-                raise ImageError(
-                    f"image {reference!r} has a manifest of media type {manifest.media_type!r}, which is not an image",
-                    reference=reference,
-                    digest=descriptor.digest,
-                )
+            documents.check_manifest_type(manifest, reference=reference, digest=descriptor.digest)
             return descriptor, manifest
         index = documents.decode(data, Index, what="index", reference=reference, digest=descriptor.digest)
-        nested = documents.choose_descriptors(index, architecture=architecture)
-        if not nested or len(index.manifests) > _MAX_MANIFESTS:
-            raise ImageError(
-                f"image {reference!r} has nothing for linux/{architecture}: its index lists "
-                f"{_platforms(index) or 'no image'}",
-                reference=reference,
-                digest=descriptor.digest,
-            )
-        descriptor = nested[0]
+        descriptor = documents.choose_manifest(
+            index, architecture=architecture, reference=reference, digest=descriptor.digest
+        )
     raise ImageError(
         f"image {reference!r} nests more than {_MAX_DEPTH} indexes",
         reference=reference,

@@ -12,10 +12,10 @@ from casemate.errors import InvalidConfigError
 
 __all__ = ["Reference", "ReferenceKind", "default_name", "normalise_name", "parse_reference"]
 
-ReferenceKind = Literal["oci", "oci-archive", "docker-archive", "any"]
+ReferenceKind = Literal["oci", "oci-archive", "docker-archive", "docker", "any"]
 
 _PREFIXES: tuple[ReferenceKind, ...] = ("oci", "oci-archive", "docker-archive")
-_FOREIGN = ("docker", "docker-daemon", "containers-storage", "dir", "http", "https", "registry")
+_FOREIGN = ("docker-daemon", "containers-storage", "dir", "http", "https", "registry")
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._:/@+-]{0,254}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,254}")
 _ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".oci", ".docker")
@@ -26,8 +26,9 @@ class Reference(msgspec.Struct, frozen=True, kw_only=True):
 
     Args:
         text: As it was given.
-        kind: Form of the image, or ``any``: an existing path, else the name or digest of a stored image.
-        path: Path, or the whole text for ``any``.
+        kind: Form of the image; ``docker`` for one in a registry, or ``any``: an existing path, else the name or digest of a
+            stored image.
+        path: Path, for ``docker`` the name in its registry, or the whole text for ``any``.
         tag: Which image of a layout or archive; None for its only one.
     """
 
@@ -38,7 +39,7 @@ class Reference(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def parse_reference(text: str) -> Reference:
-    """Parse ``oci:PATH[:TAG]``, ``oci-archive:PATH[:TAG]``, ``docker-archive:PATH[:TAG]``, a path or a name.
+    """Parse ``docker://NAME``, ``oci:PATH[:TAG]``, ``oci-archive:PATH[:TAG]``, ``docker-archive:PATH[:TAG]``, a path or a name.
 
     The path of a prefixed form ends at its first colon; a path with colons can be given bare. Does not block.
 
@@ -61,9 +62,12 @@ def parse_reference(text: str) -> Reference:
             )
         kind = _PREFIXES[_PREFIXES.index(prefix)]
         return Reference(text=text, kind=kind, path=path, tag=tag if colon else None)
+    if prefix == "docker" and rest.startswith("//"):
+        # Its parts depend on the default registry, so they are told apart by who knows it.
+        return Reference(text=text, kind="docker", path=rest.removeprefix("//"))
     if colon and (prefix in _FOREIGN and rest.startswith(("/", "."))):
         raise InvalidConfigError(
-            f"image reference {text!r} has the form {prefix!r}, one of {', '.join(_PREFIXES)} is expected",
+            f"image reference {text!r} has the form {prefix!r}, docker://NAME or one of {', '.join(_PREFIXES)} is expected",
             path="image",
         )
     return Reference(text=text, kind="any", path=text)

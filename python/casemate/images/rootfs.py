@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import stat
@@ -11,7 +12,8 @@ import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
-from casemate.errors import DeadlineExceededError, HostError, UnsupportedError
+from casemate.errors import DeadlineExceededError, HostError, ResourceExhaustedError, UnsupportedError
+from casemate.images.disk import typed_errors
 from casemate.images.types import Filesystem
 
 __all__ = ["choose_filesystem", "make_filesystem"]
@@ -53,10 +55,14 @@ def make_filesystem(
 
     Raises:
         HostError: The program failed; the text has the end of what it said.
+        ResourceExhaustedError: The disk is full.
         DeadlineExceededError: It ran longer than ``timeout_s``.
     Blocks: about 4 s a GiB.
     """
     identity = uuid.uuid5(_NAMESPACE, digest)
+    with typed_errors(target):
+        # Here, because the programs do not say why they can't.
+        target.touch()
     if fstype == "erofs":
         _make_erofs(program, tree, target, identity, timeout_s)
     else:
@@ -154,4 +160,8 @@ def _run(argv: list[str], env: dict[str, str], timeout_s: float) -> None:
         end = output.seek(0, os.SEEK_END)
         output.seek(max(0, end - _TAIL_BYTES))
         tail = output.read().decode(errors="replace").strip()
-    raise HostError(f"{name} failed with status {status}: {tail or 'it said nothing'}", target=argv[0])
+    text = f"{name} failed with status {status}: {tail or 'it said nothing'}"
+    # The words of the C library, in the language that was set above; programs pass no errno on.
+    if os.strerror(errno.ENOSPC) in tail or os.strerror(errno.EDQUOT) in tail:
+        raise ResourceExhaustedError(text)
+    raise HostError(text, target=argv[0])

@@ -12,7 +12,7 @@ from typing import Protocol
 import msgspec
 
 from casemate.errors import HostError, ImageError
-from casemate.images.types import ImageConfig
+from casemate.images.types import ImageConfig, Phase
 
 __all__ = ["Candidate", "DirectoryFiles", "Files", "LayerFile", "Plan", "Provided", "opened_file", "shifted"]
 
@@ -62,11 +62,15 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
 
     Args:
         prepare: Give the plan; may write to the directory it is given and calls back with bytes copied and in all.
+        phase: What ``prepare`` does, for progress.
+        parts: Hexadecimal digests of the blobs that are kept outside that directory until the image is stored.
     """
 
     digest: str
     name: str
     prepare: Callable[[Path, Callable[[int, int], None]], Plan]
+    phase: Phase = "extract"
+    parts: tuple[str, ...] = ()
 
 
 class DirectoryFiles:

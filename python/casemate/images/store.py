@@ -7,18 +7,16 @@
                        /names.json                  name → digest
                        /locks/<hex>, /locks/names   flock; never removed
                        /work/<hex>.<random>/        being made, or left by a process that died
+                       /parts/<hex>                 a blob on its way from a registry; its own lock
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import logging
 import os
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
 
@@ -26,23 +24,31 @@ import msgspec
 
 from casemate._core import remove_tree
 from casemate.config.settings import Settings
-from casemate.errors import DeadlineExceededError, HostError, ImageError, NotFoundError
+from casemate.errors import ImageError, InvalidConfigError, NotFoundError
+from casemate.images.disk import (
+    list_directory,
+    locked,
+    removed_at_end,
+    spread_children,
+    sync,
+    try_locked,
+    typed_errors,
+    write_synced,
+)
 from casemate.images.reference import normalise_name
+from casemate.images.registry.name import parse_name
 from casemate.images.types import Filesystem, Image, ImageConfig
+from casemate.observe.log import Log
 
 __all__ = ["ImageRecord", "Store"]
 
-_log = logging.getLogger(__name__)
-
-# linux/fs.h
-_FS_IOC_GETFLAGS = 0x80086601
-_FS_IOC_SETFLAGS = 0x40086602
-_FS_TOPDIR_FL = 0x00020000
+_log = Log(__name__)
 
 _RECORD_VERSION = 1
 _RECORD_NAME = "record.json"
-_LOCK_TIMEOUT_S = 900.0
-_LOCK_RETRY_S = 0.05
+_NAMES_TIMEOUT_S = 60.0
+_MAKE_TIMEOUT_S = 3600.0
+_PART_KEPT_S = 7 * 86400.0
 _MIN_PREFIX = 12
 _HEX = frozenset("0123456789abcdef")
 _T = TypeVar("_T")
@@ -70,11 +76,12 @@ class _Names(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 class Store:
     """One host's images. Holds nothing open; safe from several threads and processes."""
 
-    __slots__ = ("_root", "_timeout_factor")
+    __slots__ = ("_default_registry", "_root", "_timeout_factor")
 
     def __init__(self, settings: Settings) -> None:
         self._root = settings.cache_root / "images"
         self._timeout_factor = settings.timeout_factor
+        self._default_registry = settings.default_registry
 
     def load(self, digest: str) -> ImageRecord | None:
         """The record of an image that is whole; None when it has to be made. Blocks: for one small read."""
@@ -89,6 +96,33 @@ class Store:
             record.version == _RECORD_VERSION and record.digest == digest and record.size_bytes == size_bytes
         )
         return record if whole else None
+
+    def use(self, digest: str) -> ImageRecord | None:
+        """As :meth:`load`, for somebody who is about to attach it: it counts as used now, and the collector leaves it alone.
+
+        Blocks: for a small read, and for somebody who removes it just now.
+        """
+        if not self._directory(digest).is_dir():
+            return None
+        path = self._root / "locks" / _hex(digest)
+        with typed_errors(path), locked(path, timeout_s=_NAMES_TIMEOUT_S * self._timeout_factor, shared=True):
+            record = self.load(digest)
+            if record is not None:
+                try:
+                    os.utime(self._directory(digest) / _RECORD_NAME)
+                except OSError as exc:
+                    # Who can't write can't collect either.
+                    _log.debug(
+                        "use is not recorded", extra={"op": "image.use", "target": digest, "errno": exc.errno}
+                    )
+        return record
+
+    def used_at(self, digest: str) -> float:
+        """When the image was last used, in seconds since 1970; 0 when it is gone. Blocks: for one small read."""
+        try:
+            return (self._directory(digest) / _RECORD_NAME).stat().st_mtime
+        except FileNotFoundError:
+            return 0.0
 
     def image(self, record: ImageRecord, name: str) -> Image:
         """The public form of a record. Does not block."""
@@ -105,38 +139,50 @@ class Store:
             group=record.group,
         )
 
-    def make(self, digest: str, fill: Callable[[Path], ImageRecord]) -> ImageRecord:
+    def make(
+        self,
+        digest: str,
+        fill: Callable[[Path], ImageRecord],
+        *,
+        waiting: Callable[[], None] | None = None,
+    ) -> ImageRecord:
         """The record of an image, made by ``fill`` when it is not there: by one process, however many ask.
 
         Args:
             fill: Given an empty work directory, put ``rootfs.<fstype>`` into its ``image`` and return the record. Whatever else
                 it leaves in the work directory is removed.
+            waiting: Called every 50 ms while another process makes it; what it raises ends the wait.
 
         Raises:
-            DeadlineExceededError: Another process works on it longer than 15 minutes.
+            DeadlineExceededError: Another process works on it longer than an hour.
+            ResourceExhaustedError, HostError: The disk is full, or can't be written.
         Blocks: for that, and for another process that makes the same image.
         """
         self._prepare_directories()
-        with self._locked(_hex(digest)):
+        with self._locked(_hex(digest), _MAKE_TIMEOUT_S, waiting):
             self.sweep(holding=_hex(digest))
             record = self.load(digest)
-            if record is not None:
-                return record
+            return record if record is not None else self._make(digest, fill)
+
+    def _make(self, digest: str, fill: Callable[[Path], ImageRecord]) -> ImageRecord:
+        with typed_errors(self._root):
             work = Path(tempfile.mkdtemp(prefix=f"{_hex(digest)}.", dir=self._root / "work"))
-            with _removed_at_end(work):
+        with removed_at_end(work):
+            with typed_errors(work):
                 (work / "image").mkdir(mode=0o700)
-                record = fill(work)
+            record = fill(work)
+            with typed_errors(work):
                 # The tree goes before anything is synced, so that most of it never reaches the disk.
                 for name in os.listdir(work):
                     if name != "image":
                         remove_tree(work / name)
-                _sync(work / "image" / f"rootfs.{record.fstype}")
-                _write_synced(work / "image" / _RECORD_NAME, msgspec.json.encode(record))
-                _sync(work / "image")
+                sync(work / "image" / f"rootfs.{record.fstype}")
+                write_synced(work / "image" / _RECORD_NAME, msgspec.json.encode(record))
+                sync(work / "image")
                 # A damaged one may lie there.
                 remove_tree(self._directory(digest))
                 os.rename(work / "image", self._directory(digest))
-                _sync(self._root)
+                sync(self._root)
         return record
 
     def sweep(self, *, holding: str | None = None) -> None:
@@ -145,14 +191,46 @@ class Store:
         Args:
             holding: Digest's hexadecimal digits whose lock the caller has.
         """
-        for name in _list(self._root / "work"):
+        for name in list_directory(self._root / "work"):
             owner = name.partition(".")[0]
             if owner == holding:
                 remove_tree(self._root / "work" / name)
                 continue
-            with self._try_locked(owner) as ours:
-                if ours:
+            with try_locked(self._root / "locks" / owner) as ours:
+                if ours is not None:
                     remove_tree(self._root / "work" / name)
+        self.remove_parts(before=time.time() - _PART_KEPT_S)
+
+    def part(self, hexadecimal: str) -> Path:
+        """Where a blob lies on its way from a registry; the file is its own lock. Blocks: for making its directory."""
+        self._prepare_directories("parts")
+        return self._root / "parts" / hexadecimal
+
+    def remove_parts(
+        self, *, only: Iterable[str] | None = None, before: float | None = None, dry_run: bool = False
+    ) -> int:
+        """Remove parts that nobody works on; give their bytes.
+
+        Args:
+            only: These, by hexadecimal digits; None: all.
+            before: Those that were written last before that time.
+        Blocks: for the removal.
+        """
+        removed_bytes = 0
+        for name in list_directory(self._root / "parts") if only is None else only:
+            path = self._root / "parts" / name
+            try:
+                status = path.stat()
+            except FileNotFoundError:
+                continue
+            if before is not None and status.st_mtime >= before:
+                continue
+            with try_locked(path) as ours:
+                if ours is not None:
+                    removed_bytes += status.st_size
+                    if not dry_run:
+                        path.unlink()
+        return removed_bytes
 
     def set_name(self, name: str, digest: str) -> None:
         """Let ``name`` mean ``digest``, whatever it meant before. Blocks: for another process that changes names."""
@@ -171,11 +249,10 @@ class Store:
     def find(self, text: str) -> Image | None:
         """The image with that name, digest or beginning of a digest (12 digits or more). Blocks: for small reads."""
         names = self.names()
-        digest = names.get(text) or names.get(normalise_name(text))
-        if digest is not None:
-            record = self.load(digest)
-            name = text if text in names else normalise_name(text)
-            return None if record is None else self.image(record, name)
+        for name in self._spellings(text):
+            if name in names:
+                record = self.load(names[name])
+                return None if record is None else self.image(record, name)
         found = self._by_prefix(text.removeprefix("sha256:"))
         return None if found is None else self.image(found, _name_of(names, found.digest))
 
@@ -202,21 +279,45 @@ class Store:
         image = self.find(text)
         if image is None:
             raise self.unknown(text)
-        by_name = image.name in (text, normalise_name(text))
+        by_name = image.name in self._spellings(text)
 
-        def forget(names: dict[str, str]) -> bool:
+        def forget(names: dict[str, str]) -> None:
             for name in [
                 n for n, d in names.items() if d == image.digest and (not by_name or n == image.name)
             ]:
                 del names[name]
-            return image.digest not in names.values()
+            if image.digest not in names.values():
+                self._remove_directory(image.digest)
 
-        if self._change_names(forget):
-            with self._locked(_hex(image.digest)):
-                doomed = Path(tempfile.mkdtemp(prefix=f"{_hex(image.digest)}.", dir=self._root / "work"))
-                with _removed_at_end(doomed):
-                    # First out of sight, in one step.
-                    os.rename(self._directory(image.digest), doomed / "image")
+        with self._locked(_hex(image.digest), _MAKE_TIMEOUT_S):
+            self._change_names(forget)
+
+    def collect(self, digest: str, *, used_before: float) -> bool:
+        """Remove an image with all its names when nobody used it since ``used_before``; whether it was removed.
+
+        Blocks: for the removal. Raises: HostError.
+        """
+        path = self._root / "locks" / _hex(digest)
+        with typed_errors(self._root), try_locked(path) as ours:
+            # Who is about to attach it holds the lock for a moment, and its time is new afterwards.
+            if ours is None or not 0 < self.used_at(digest) < used_before:
+                return False
+            self._remove_directory(digest)
+
+            def forget(names: dict[str, str]) -> None:
+                for name in [name for name, other in names.items() if other == digest]:
+                    del names[name]
+
+            self._change_names(forget)
+        return True
+
+    def _remove_directory(self, digest: str) -> None:
+        """Remove an image, whose lock the caller has. It needs no room: a full disk is when people remove."""
+        doomed = self._root / "work" / f"{_hex(digest)}.{os.urandom(4).hex()}"
+        # First out of sight, in one step.
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(self._directory(digest), doomed)
+        remove_tree(doomed)
 
     def unknown(self, text: str) -> NotFoundError:
         """The error for a reference that names nothing. Blocks: for one small read."""
@@ -225,7 +326,31 @@ class Store:
             f"image {text!r} is neither an existing path nor a stored image; "
             + (f"stored are {', '.join(known[:20])}" if known else "none is stored")
             + "; a layout is named by oci:PATH, an archive by oci-archive:PATH or docker-archive:PATH"
+            + self._offer(text)
         )
+
+    def _offer(self, text: str) -> str:
+        whole = self._canonical(text)
+        return (
+            ""
+            if whole is None
+            else f"; to fetch {whole} from its registry, say docker://{text.removeprefix('docker://')}"
+        )
+
+    def _spellings(self, text: str) -> tuple[str, ...]:
+        """The names that ``text`` can mean, nearest first."""
+        whole = self._canonical(text)
+        return tuple(dict.fromkeys((text, normalise_name(text), *(() if whole is None else (whole,)))))
+
+    def _canonical(self, text: str) -> str | None:
+        """The whole name in a registry, if ``text`` can be one."""
+        bare = text.removeprefix("sha256:")
+        if len(bare) >= _MIN_PREFIX and set(bare) <= _HEX:
+            return None
+        try:
+            return parse_name(text, default_registry=self._default_registry).text
+        except InvalidConfigError:
+            return None
 
     def _by_prefix(self, prefix: str) -> ImageRecord | None:
         if len(prefix) < _MIN_PREFIX or not set(prefix) <= _HEX:
@@ -234,81 +359,42 @@ class Store:
         return self.load(found[0]) if len(found) == 1 else None
 
     def _digests(self) -> list[str]:
-        return [name.replace("-", ":", 1) for name in _list(self._root) if name.startswith("sha256-")]
+        return [
+            name.replace("-", ":", 1) for name in list_directory(self._root) if name.startswith("sha256-")
+        ]
 
     def _directory(self, digest: str) -> Path:
         return self._root / f"sha256-{_hex(digest)}"
 
     def _change_names(self, change: Callable[[dict[str, str]], _T]) -> _T:
-        self._prepare_directories()
-        with self._locked("names"):
-            names = self.names()
-            result = change(names)
-            target = self._root / "names.json"
-            fresh = self._root / "names.json.new"
-            _write_synced(fresh, msgspec.json.encode(_Names(names=names)))
-            os.rename(fresh, target)
-            _sync(self._root)
+        with typed_errors(self._root):
+            self._prepare_directories()
+            with self._locked("names", _NAMES_TIMEOUT_S):
+                names = self.names()
+                result = change(names)
+                fresh = self._root / "names.json.new"
+                try:
+                    write_synced(fresh, msgspec.json.encode(_Names(names=names)))
+                except OSError:
+                    fresh.unlink(missing_ok=True)
+                    raise
+                os.rename(fresh, self._root / "names.json")
+                sync(self._root)
         return result
 
-    def _prepare_directories(self) -> None:
-        try:
+    def _prepare_directories(self, *more: str) -> None:
+        with typed_errors(self._root):
             # Unpacked trees have setuid programs: nobody else may come near them.
             self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
-            for name in ("work", "locks"):
+            for name in ("work", "locks", *more):
                 (self._root / name).mkdir(mode=0o700, exist_ok=True)
-            _spread_children(self._root / "work")
-        except OSError as exc:
-            raise HostError(
-                f"{exc.filename or self._root} can't be made: {exc.strerror}",
-                errno=exc.errno or 0,
-                target=str(self._root),
-            ) from exc
+            spread_children(self._root / "work")
 
-    @contextlib.contextmanager
-    def _locked(self, name: str) -> Iterator[None]:
-        timeout_s = _LOCK_TIMEOUT_S * self._timeout_factor
-        deadline = time.monotonic() + timeout_s
-        while True:
-            with self._try_locked(name) as ours:
-                if ours:
-                    yield
-                    return
-            # A blocking flock can't be given a deadline, and nothing tells of its release.
-            if time.monotonic() > deadline:
-                raise DeadlineExceededError(
-                    f"another process holds {self._root / 'locks' / name} for more than {timeout_s:g} s",
-                    deadline_s=timeout_s,
-                    waited_s=timeout_s,
-                )
-            time.sleep(_LOCK_RETRY_S)
-
-    @contextlib.contextmanager
-    def _try_locked(self, name: str) -> Iterator[bool]:
-        fd = os.open(self._root / "locks" / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-            else:
-                yield True
-        finally:
-            os.close(fd)
-
-
-@contextlib.contextmanager
-def _removed_at_end(work: Path) -> Iterator[None]:
-    """Remove ``work`` after the block; a failure of that does not hide the block's own."""
-    try:
-        yield
-    except BaseException as exc:
-        try:
-            remove_tree(work)
-        except HostError as cleanup:
-            exc.add_note(f"{work} could not be removed: {cleanup}")
-        raise
-    remove_tree(work)
+    def _locked(
+        self, name: str, timeout_s: float, waiting: Callable[[], None] | None = None
+    ) -> contextlib.AbstractContextManager[int]:
+        path = self._root / "locks" / name
+        return locked(path, timeout_s=timeout_s * self._timeout_factor, waiting=waiting)
 
 
 def _hex(digest: str) -> str:
@@ -317,45 +403,3 @@ def _hex(digest: str) -> str:
 
 def _name_of(names: dict[str, str], digest: str) -> str:
     return min((name for name, other in names.items() if other == digest), default="")
-
-
-def _list(directory: Path) -> list[str]:
-    try:
-        return sorted(os.listdir(directory))
-    except FileNotFoundError:
-        return []
-
-
-def _write_synced(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _spread_children(directory: Path) -> None:
-    """Ask ext4 to put each subdirectory elsewhere on the disk (``chattr +T``).
-
-    Without a journal it does not reuse inodes for some minutes and looks at each of them first: unpacking beside a
-    tree that was just removed took 22 s instead of 1.2 s.
-    """
-    fd = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        flags = bytearray(8)
-        fcntl.ioctl(fd, _FS_IOC_GETFLAGS, flags)
-        value = int.from_bytes(flags, sys.byteorder)
-        if not value & _FS_TOPDIR_FL:
-            fcntl.ioctl(fd, _FS_IOC_SETFLAGS, (value | _FS_TOPDIR_FL).to_bytes(8, sys.byteorder))
-    except OSError as exc:
-        # Only a hint, and most filesystems do not know it.
-        _log.debug("no spreading of directories", extra={"target": str(directory), "errno": exc.errno})
-    finally:
-        os.close(fd)
-
-
-def _sync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

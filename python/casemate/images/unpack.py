@@ -10,6 +10,7 @@ from pathlib import Path
 from casemate._core import read_tree_file, unpack_layer
 from casemate.config.settings import Settings
 from casemate.errors import ImageError, UnsupportedError
+from casemate.images.disk import typed_errors
 from casemate.images.rootfs import choose_filesystem, make_filesystem
 from casemate.images.source import Candidate, Plan, shifted
 from casemate.images.store import ImageRecord, Store
@@ -17,7 +18,6 @@ from casemate.images.types import Phase, Progress, ReportProgress
 
 __all__ = ["store_image"]
 
-_MAX_BYTES = 64 << 30
 _MAX_ACCOUNTS_BYTES = 1 << 20
 _PACK_TIMEOUT_S = 900.0
 
@@ -45,15 +45,15 @@ def store_image(
             progress(Progress(phase=phase, done_bytes=done_bytes, total_bytes=total_bytes))
 
     def fill(work: Path) -> ImageRecord:
-        blobs = work / "blobs"
-        blobs.mkdir()
-        plan = candidate.prepare(blobs, lambda done, total: report("extract", done, total))
-        tree = work / "tree"
-        tree.mkdir(mode=0o755)
-        # For an image that says nothing of its root directory.
-        os.chmod(tree, 0o755)
-        os.utime(tree, (0, 0))
-        tree_bytes = _unpack(plan, tree, reference, report)
+        blobs, tree = work / "blobs", work / "tree"
+        with typed_errors(work):
+            blobs.mkdir()
+            tree.mkdir(mode=0o755)
+            # For an image that says nothing of its root directory.
+            os.chmod(tree, 0o755)
+            os.utime(tree, (0, 0))
+        plan = candidate.prepare(blobs, partial(report, candidate.phase))
+        tree_bytes = _unpack(plan, tree, reference, settings.max_image_bytes, report)
         passwd, group = (_account_text(tree, name, reference) for name in ("etc/passwd", "etc/group"))
         report("pack", 0, tree_bytes)
         size_bytes = make_filesystem(
@@ -76,10 +76,16 @@ def store_image(
             group=group,
         )
 
-    return store.make(candidate.digest, fill)
+    return store.make(candidate.digest, fill, waiting=lambda: report("wait", 0, 0))
 
 
-def _unpack(plan: Plan, tree: Path, reference: str, report: Callable[[Phase, int, int], None]) -> int:
+def _unpack(
+    plan: Plan,
+    tree: Path,
+    reference: str,
+    max_bytes: int,
+    report: Callable[[Phase, int, int], None],
+) -> int:
     total_bytes = sum(layer.size_bytes for layer in plan.layers)
     done_bytes = unpacked_bytes = 0
     for layer in plan.layers:
@@ -90,7 +96,7 @@ def _unpack(plan: Plan, tree: Path, reference: str, report: Callable[[Phase, int
                 media_type=layer.media_type,
                 digest=layer.digest,
                 diff_id=layer.diff_id,
-                max_bytes=_MAX_BYTES - unpacked_bytes,
+                max_bytes=max_bytes - unpacked_bytes,
                 progress=shifted(partial(report, "unpack"), done_bytes, total_bytes),
             )
         except ImageError as exc:

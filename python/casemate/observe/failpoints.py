@@ -40,6 +40,23 @@ __all__ = ["POINTS", "arm_from_settings", "armed", "calling", "hit", "interrupti
 
 VARIABLE = "CASEMATE_FAILPOINTS"
 
+# Steps of plans: each has a second point, `….after`, behind it.
+_STEPS: dict[str, type[CasemateError]] = {
+    "qemu.blockdev_add": HypervisorError,
+    "qemu.device_add": HypervisorError,
+    "qemu.device_del": HypervisorError,
+    "qemu.blockdev_del": HypervisorError,
+    "qemu.getfd": HypervisorError,
+    "qemu.netdev_add": HypervisorError,
+    "qemu.netdev_del": HypervisorError,
+    "tap.create": HostError,
+    "tap.hand_over": HostError,
+    "guest.there": AgentConnectionError,
+    "guest.gone": AgentConnectionError,
+}
+# Nothing is undone behind them.
+_LAST = ("qemu.blockdev_del", "qemu.netdev_del")
+
 POINTS: dict[str, type[CasemateError]] = {
     "store.lock": HostError,
     "store.clear": HostError,
@@ -52,11 +69,6 @@ POINTS: dict[str, type[CasemateError]] = {
     "qemu.vsock_backend": HostError,
     "qemu.spawn": HostError,
     "qemu.spawned": HostError,
-    "qemu.blockdev_add": HypervisorError,
-    "qemu.device_add": HypervisorError,
-    "qemu.device_added": HypervisorError,
-    "qemu.device_del": HypervisorError,
-    "qemu.blockdev_del": HypervisorError,
     "qemu.quit": HypervisorError,
     "qemu.killed": HypervisorError,
     "qemu.close": HostError,
@@ -78,6 +90,8 @@ POINTS: dict[str, type[CasemateError]] = {
     "native.recv": AgentConnectionError,
     "native.unpack": HostError,
     "native.unpack_write": HostError,
+    **_STEPS,
+    **{f"{name}.after": kind for name, kind in _STEPS.items() if name not in _LAST},
 }
 """Each point, and the error that its step may end with."""
 

@@ -11,7 +11,13 @@ __all__ = ["STEPS", "Step", "migrate"]
 
 Step = Callable[[dict[str, Any]], dict[str, Any]]
 
-STEPS: Mapping[int, Step] = {}
+
+def _with_devices(document: dict[str, Any]) -> dict[str, Any]:
+    """Version 1 knew no later devices. Its owner kept them to itself, so nothing is known of their places."""
+    return {**document, "topology": {"bridges": []}, "devices": []}
+
+
+STEPS: Mapping[int, Step] = {1: _with_devices}
 """``STEPS[n]`` makes a decoded document of version n into one of version n + 1. There is no older form than version 1."""
 
 

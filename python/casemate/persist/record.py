@@ -5,11 +5,12 @@ from __future__ import annotations
 import msgspec
 
 from casemate.agent.messages import ProcessSpec
-from casemate.types import State
+from casemate.hypervisor.pci import Topology
+from casemate.types import Attachment, State
 
 __all__ = ["VERSION", "ContainerRecord", "ProcessRecord", "SandboxRecord"]
 
-VERSION = 1
+VERSION = 2
 
 
 class ProcessRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -45,6 +46,8 @@ class SandboxRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         owner: The process that made it and with which it ends.
         vmm: The VMM, absent until it was started.
         agent_url: The agent's address, empty until the VMM was prepared.
+        topology: The bridges for later devices, and what is behind them or is about to be.
+        devices: What was attached to the running VM.
     """
 
     version: int = VERSION
@@ -64,3 +67,5 @@ class SandboxRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     vmm: ProcessRecord | None = None
     agent_url: str = ""
     containers: tuple[ContainerRecord, ...] = ()
+    topology: Topology = Topology()
+    devices: tuple[Attachment, ...] = ()

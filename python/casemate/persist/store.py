@@ -288,7 +288,10 @@ def decode_record(
     try:
         decoded: Any = msgspec.json.decode(document)
         return msgspec.convert(
-            migrate(decoded, version=version, steps=steps, name=name), SandboxRecord, strict=True
+            migrate(decoded, version=version, steps=steps, name=name),
+            SandboxRecord,
+            strict=True,
+            str_keys=True,
         )
     except msgspec.DecodeError as error:
         raise InvalidConfigError(f"{name} is not a state document: {error}", path=name) from error

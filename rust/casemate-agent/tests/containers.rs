@@ -3,7 +3,8 @@
 #[allow(dead_code, reason = "each test file uses a part")]
 mod support;
 
-use casemate_proto::{AGENT_SERVICE, RPCS, grpc};
+use casemate_proto::casemate::AwaitDeviceRequest;
+use casemate_proto::{AGENT_SERVICE, DEVICE_SERVICE, RPCS, grpc};
 use casemate_ttrpc::Code;
 use prost::Message;
 use support::{Agent, can_run, container, mount, process};
@@ -519,6 +520,24 @@ fn test_every_rpc_when_not_served_then_unimplemented() {
     let unknown =
         client.try_call("grpc.Nothing", "Check", &grpc::Empty {}).expect("sent").expect_err("unknown");
     assert_eq!(unknown.message, "grpc.Nothing service does not exist");
+}
+
+#[test]
+fn test_await_device_when_slot_is_empty_then_gone_at_once_and_its_coming_times_out() {
+    let agent = Agent::start();
+    let mut client = agent.connect();
+    let request = AwaitDeviceRequest {
+        subsystem: "block".into(),
+        pci_path: "1e/1e/1e".into(),
+        gone: true,
+        timeout_ms: 10_000,
+    };
+    client.try_call(DEVICE_SERVICE, "AwaitDevice", &request).expect("sent").expect("is gone");
+    let request = AwaitDeviceRequest { gone: false, timeout_ms: 20, ..request };
+    let error = client.try_call(DEVICE_SERVICE, "AwaitDevice", &request).expect("sent").expect_err("absent");
+    assert_eq!(error.code, code(Code::DeadlineExceeded), "{}", error.message);
+    let error = client.try_call(DEVICE_SERVICE, "Nothing", &request).expect("sent").expect_err("unknown");
+    assert_eq!(error.code, code(Code::Unimplemented));
 }
 
 #[test]

@@ -9,6 +9,12 @@ pub mod grpc {
     include!("generated/grpc.rs");
 }
 
+/// Requests beyond the agent protocol.
+#[allow(missing_docs, clippy::all, clippy::pedantic)]
+pub mod casemate {
+    include!("generated/casemate.rs");
+}
+
 /// Network and storage value types.
 #[allow(missing_docs, clippy::all, clippy::pedantic)]
 pub mod types {
@@ -29,6 +35,9 @@ pub const API_VERSION: &str = "0.0.1";
 pub const AGENT_SERVICE: &str = "grpc.AgentService";
 /// Name of the health service.
 pub const HEALTH_SERVICE: &str = "grpc.Health";
+
+/// Name of the service for requests about devices.
+pub const DEVICE_SERVICE: &str = "casemate.DeviceService";
 
 macro_rules! list {
     ($(($service:literal, $method:literal, $request:ty, $answer:ty),)*) => {

@@ -6,6 +6,7 @@
 use std::borrow::Cow;
 
 use casemate_failpoint::Failure;
+use casemate_netlink::NetlinkError;
 use casemate_process::ProcessError;
 use casemate_proto::json::ProtoError;
 use casemate_ttrpc::{Code, TtrpcError};
@@ -146,6 +147,17 @@ impl From<ProcessError> for Error {
                 Self::deadline(text, timeout.as_secs_f64(), timeout.as_secs_f64())
             }
             ProcessError::Invalid { .. } => Self::invalid(text, "argv"),
+            _ => Self::internal(text),
+        }
+    }
+}
+
+impl From<NetlinkError> for Error {
+    fn from(error: NetlinkError) -> Self {
+        let text = error.to_string();
+        match error {
+            NetlinkError::System { target, errno, .. } => Self::host(text, errno as i32, target),
+            NetlinkError::Name { .. } => Self::invalid(text, "name"),
             _ => Self::internal(text),
         }
     }

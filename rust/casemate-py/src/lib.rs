@@ -8,6 +8,7 @@ mod echo;
 mod error;
 mod failpoint;
 mod host;
+mod network;
 mod vsock;
 mod wait;
 
@@ -29,6 +30,8 @@ mod core {
     use super::failpoint::{FailpointScript, set_failpoints};
     #[pymodule_export]
     use super::host::tsc_khz;
+    #[pymodule_export]
+    use super::network::create_tap;
     #[pymodule_export]
     use super::vsock::VsockBackend;
     use super::{Bound, PyModule, PyModuleMethods, PyResult};

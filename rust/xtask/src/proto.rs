@@ -8,8 +8,9 @@ use anyhow::{Context, Result, bail};
 use prost_types::field_descriptor_proto::Type;
 use prost_types::{DescriptorProto, FieldDescriptorProto, FileDescriptorSet};
 
-const FILES: [&str; 5] = ["agent.proto", "csi.proto", "health.proto", "oci.proto", "types.proto"];
-const OUTPUTS: [&str; 3] = ["grpc.rs", "types.rs", "rpcs.rs"];
+const FILES: [&str; 6] =
+    ["agent.proto", "casemate.proto", "csi.proto", "health.proto", "oci.proto", "types.proto"];
+const OUTPUTS: [&str; 4] = ["casemate.rs", "grpc.rs", "types.rs", "rpcs.rs"];
 const NOTE: &str = "// Made by `cargo run -p xtask -- proto`; change the .proto files instead.\n";
 
 /// Write the generated code into the source tree.

@@ -24,6 +24,7 @@ from casemate.images.reference import default_name, normalise_name, parse_refere
         ("debian:12", "any", "debian:12", None),
         ("/with:colon", "any", "/with:colon", None),
         ("docker:24", "any", "docker:24", None),
+        ("docker://quay.io/a/b:1", "docker", "quay.io/a/b:1", None),
     ],
 )
 def test_parse_reference_when_form_is_known_then_parts(
@@ -42,7 +43,7 @@ def test_parse_reference_when_form_is_known_then_parts(
         ("oci::tag", "no path"),
         ("oci:path:", "tag ''"),
         ("oci:path:a b", "tag 'a b'"),
-        ("docker://debian", "one of oci, oci-archive, docker-archive"),
+        ("http://debian", "docker://NAME or one of oci, oci-archive, docker-archive"),
         ("dir:/tmp/x", "one of oci, oci-archive, docker-archive"),
     ],
 )

@@ -277,6 +277,7 @@ def test_submit_when_the_agent_reads_nothing_then_bounded_and_refused() -> None:
 
 def test_wait_when_one_byte_comes_at_a_time_then_the_deadline_holds() -> None:
     with connected() as (peer, connection):
+        started = time.monotonic()
         slot = connection.submit_raw("s", "m", b"", timeout_s=DEADLINE_S)
         stop = threading.Event()
 
@@ -288,7 +289,6 @@ def test_wait_when_one_byte_comes_at_a_time_then_the_deadline_holds() -> None:
 
         thread = threading.Thread(target=trickle)
         thread.start()
-        started = time.monotonic()
         ended = outcome(connection, slot)
         stop.set()
         thread.join(10)

@@ -5,14 +5,20 @@ from __future__ import annotations
 import asyncio
 import re
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import casemate
+from casemate.config.sandbox import TimeoutConfig
 from casemate.config.settings import Settings
 from casemate.errors import HostError, HypervisorError, InvalidConfigError
+from casemate.hypervisor import BlockDevice, NicDevice
+from casemate.hypervisor.pci import Place
+from casemate.hypervisor.qemu.hotplug import plan_attach, plan_detach
 from casemate.observe import failpoints
+from casemate.transaction import Step
 
 PACKAGE = Path(casemate.__file__).parent
 ROOT = Path(__file__).resolve().parents[3]
@@ -23,6 +29,17 @@ def native_hits(source: str) -> set[str]:
     return set(re.findall(r'\bhit\("(native\.[a-z_]+)"\)', source))
 
 
+PLACE = Place(bridge="rp0", slot=0, path="0f/00")
+
+
+def steps_of_plans() -> Iterator[Step]:
+    disk = BlockDevice(id="disk0", path="/d", serial="disk0")
+    nic = NicDevice(id="nic0", mac="02:00:00:00:00:01")
+    for device in (disk, nic):
+        for make in (plan_attach, plan_detach):
+            yield from make(device, PLACE, TimeoutConfig(), check=True).steps
+
+
 def test_registry_when_compared_with_the_source_then_each_point_is_passed_somewhere_and_no_other() -> None:
     passed: set[str] = set()
     for tree in ("_async", "persist"):
@@ -31,6 +48,8 @@ def test_registry_when_compared_with_the_source_then_each_point_is_passed_somewh
     for path in ROOT.glob("rust/casemate-*/src/**/*.rs"):
         # The crate of the points passes them in its own tests.
         passed |= set() if "casemate-failpoint" in path.parts else native_hits(path.read_text())
+    for step in steps_of_plans():
+        passed |= {step.name} if step.final else {step.name, f"{step.name}.after"}
     assert passed == set(failpoints.POINTS)
 
 

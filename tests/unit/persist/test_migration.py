@@ -8,9 +8,11 @@ import msgspec
 import pytest
 
 from casemate.errors import InvalidConfigError
+from casemate.hypervisor.pci import Bridge, BridgeKind, Topology
 from casemate.persist.migration import STEPS, migrate
 from casemate.persist.record import VERSION
 from casemate.persist.store import decode_record
+from casemate.types import BlockAttachment, NicAttachment
 from tests.unit.persist.test_store import record
 
 
@@ -76,6 +78,32 @@ def test_migrate_then_the_callers_document_stays_as_it_was() -> None:
         name="one",
     )
     assert document == document_before_both_steps()
+
+
+VERSION_1 = b"""{"version":1,"id":"s-1","state":"running","created_unix_ns":5,"owner":{"pid":7,"start_time_ticks":8},
+"hypervisor":"qemu","machine":"q35","accel":"tcg","accel_reason":"r","vcpus":1,"memory_mib":512,"kernel":"/k",
+"kernel_release":"6","initrd":"/i","vmm":{"pid":9,"start_time_ticks":10},"agent_url":"","containers":[]}"""
+
+
+def test_decode_record_when_of_version_1_then_it_has_no_later_devices() -> None:
+    decoded = decode_record(VERSION_1, "one")
+
+    assert (decoded.version, decoded.id, decoded.devices) == (VERSION, "s-1", ())
+    assert decoded.topology.bridges == ()
+
+
+def test_decode_record_when_devices_are_attached_then_they_and_their_places_come_back() -> None:
+    topology, place = Topology(bridges=(Bridge(id="rp0", kind=BridgeKind.ROOT_PORT, address="0f"),)).allocate(
+        "nic0"
+    )
+    nic = NicAttachment(id="nic0", mac="02:00:00:00:00:01", tap="cm0", pci_path=place.path, interface="eth0")
+    disk = BlockAttachment(id="disk0", path="/d", readonly=True, pci_path="10/00")
+    written = msgspec.structs.replace(record(), topology=topology, devices=(nic, disk))
+
+    read = decode_record(msgspec.json.encode(written), "one")
+
+    assert read == written
+    assert read.topology.places() == {"nic0": place}
 
 
 def test_steps_then_they_lead_without_a_gap_to_the_current_version() -> None:

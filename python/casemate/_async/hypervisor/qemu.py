@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import signal
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from casemate import _core
-from casemate._async.hypervisor.qemu_hotplug import AsyncBlockHotplug
 from casemate._async.qmp import AsyncQmpClient
 from casemate._compat import aio as compat
 from casemate.agent.transport import HybridTransport, Transport, VsockTransport
@@ -25,17 +24,33 @@ from casemate.errors import (
     InvalidStateError,
     VmmExitedError,
 )
-from casemate.hypervisor import BlockAddress, BlockDevice, Capabilities, GuestAssets, VmmProcess, vsock
+from casemate.hypervisor import (
+    BlockAddress,
+    BlockDevice,
+    Capabilities,
+    GuestAssets,
+    NicDevice,
+    PluggedDevice,
+    VmmProcess,
+    vsock,
+)
 from casemate.hypervisor.host import HostFacts, read_host_facts
+from casemate.hypervisor.pci import Topology
 from casemate.hypervisor.qemu import plan as planning
-from casemate.hypervisor.qemu.accel import Accelerator, choose_accelerator
+from casemate.hypervisor.qemu.accel import PROOF_FILE, Accelerator, choose_accelerator
 from casemate.hypervisor.qemu.command_line import render_command_line
 from casemate.hypervisor.qemu.probe import QemuBinary, find_qemu
 from casemate.observe import failpoints
+from casemate.observe.log import Log
+
+if TYPE_CHECKING:
+    from casemate._async.hypervisor.qemu_hotplug import AsyncHotplug
+    from casemate._async.transaction import Performer
+    from casemate.hypervisor.proof import BootProof
 
 __all__ = ["AsyncQemu"]
 
-_log = logging.getLogger(__name__)
+_log = Log(__name__)
 
 QMP_SOCKET = "qmp.sock"
 VSOCK_SOCKET = "vsock.sock"
@@ -54,6 +69,7 @@ class AsyncQemu:
         qemu: The binary and its version.
         accelerator: The one that was chosen, with its reason.
         uuid: Of the VM, random.
+        changed: Called when a place of :attr:`topology` is taken, before anything is made, or given back.
     """
 
     __slots__ = (
@@ -75,6 +91,7 @@ class AsyncQemu:
         "_use_vhost",
         "_vsock",
         "accelerator",
+        "changed",
         "qemu",
         "uuid",
     )
@@ -108,7 +125,8 @@ class AsyncQemu:
         self._qmp: AsyncQmpClient | None = None
         self._qmp_lock = compat.Lock()
         self._negotiated = False
-        self._hotplug: AsyncBlockHotplug | None = None
+        self._hotplug: AsyncHotplug | None = None
+        self.changed: Callable[[], None] = _nothing
         self._stop_lock = compat.Lock()
         # What lives as long as the VM, and what is closed here once QEMU holds it.
         self._kept = contextlib.ExitStack()
@@ -123,12 +141,14 @@ class AsyncQemu:
         sandbox_id: str,
         pvm_kernel: bool = False,
         facts: HostFacts | None = None,
+        on_trial: bool = False,
     ) -> AsyncQemu:
         """A driver for ``config`` on this host. Makes nothing.
 
         Args:
             pvm_kernel: The guest's kernel runs on PVM.
             facts: Of this host, when they were read already.
+            on_trial: Take the accelerator that ``config`` names, whatever is known of it.
 
         Raises:
             NotFoundError: There is no QEMU; the text names the package.
@@ -138,16 +158,17 @@ class AsyncQemu:
         """
         facts = facts if facts is not None else read_host_facts()
         check_host(config, memory_mib=facts.memory_mib)
-        accelerator = choose_accelerator(config.accel, facts, pvm_kernel=pvm_kernel)
-        qemu = await compat.to_thread(
-            find_qemu, config.qemu_path or settings.qemu, cache_root=settings.cache_root
-        )
+        qemu, proof = await compat.to_thread(_find, config, settings, facts)
+        if on_trial:
+            accelerator = Accelerator(name=config.accel, reason="on trial")
+        else:
+            accelerator = choose_accelerator(config.accel, facts, pvm_kernel=pvm_kernel, proof=proof)
         return cls(
             config,
             sandbox_id=sandbox_id,
             qemu=qemu,
             accelerator=accelerator,
-            use_vhost=vsock.is_usable(),
+            use_vhost=settings.vsock == "kernel" or (settings.vsock == "auto" and vsock.is_usable()),
             timeout_factor=settings.timeout_factor,
         )
 
@@ -297,27 +318,56 @@ class AsyncQemu:
         """Let the vCPUs go on. Raises and blocks as :meth:`pause`."""
         await (await self.qmp()).execute("cont", timeout_s=self._timeouts.control_s)
 
-    async def attach_block(self, disk: BlockDevice) -> BlockAddress:
-        """Plug ``disk`` in behind a free root port; return where the guest finds it. A failure leaves nothing.
+    @property
+    def topology(self) -> Topology:
+        """The bridges for later devices, and what is behind them."""
+        if self._hotplug is not None:
+            return self._hotplug.topology
+        return Topology() if self._plan is None else self._plan.topology
+
+    @property
+    def plugged(self) -> tuple[PluggedDevice, ...]:
+        """What was plugged in while it runs."""
+        return () if self._hotplug is None else self._hotplug.plugged
+
+    async def attach(self, device: BlockDevice | NicDevice, ask: Performer | None = None) -> PluggedDevice:
+        """Plug ``device`` in at a free place. A failure leaves nothing behind.
+
+        Args:
+            ask: Asks the guest whether it has it; None: the guest may see it a moment later.
 
         Raises:
+            InvalidConfigError: It can't be handed to QEMU; nothing was made.
             UnsupportedError: The machine has no root ports.
             ResourceExhaustedError: All are taken.
+            AlreadyExistsError: A device has that name.
+            HostError: A tap device can't be made.
             QmpError: QEMU refused.
-        Blocks: until QEMU has it; the guest sees it a moment later.
+            DeadlineExceededError: The guest did not have it in ``timeouts.hotplug_s``.
+        Blocks: until QEMU, and with ``ask`` the guest has it.
         """
-        return await self._block_hotplug().attach(await self.qmp(), disk)
+        return await self._later_devices().attach(await self.qmp(), device, ask)
 
-    async def detach_block(self, disk_id: str) -> None:
-        """Unplug the disk when the guest has let it go. At the deadline it stays attached, and the guest may still let it go.
+    async def detach(self, device_id: str, ask: Performer | None = None) -> None:
+        """Take a device away when the guest has let it go. A failure leaves it plugged in; at the deadline the guest may
+        still let it go.
 
         Raises:
-            NotFoundError: No such disk was attached.
+            NotFoundError: No such device was attached.
             DeadlineExceededError: The guest did not answer in ``timeouts.hotplug_s``.
             HypervisorError: The guest refused.
         Blocks: until then.
         """
-        await self._block_hotplug().detach(await self.qmp(), disk_id)
+        await self._later_devices().detach(await self.qmp(), device_id, ask)
+
+    async def attach_block(self, disk: BlockDevice) -> BlockAddress:
+        """As :meth:`attach`; says where the guest will find the disk."""
+        plugged = await self.attach(disk)
+        return BlockAddress(id=disk.id, pci_path=plugged.pci_path, serial=disk.serial)
+
+    async def detach_block(self, disk_id: str) -> None:
+        """As :meth:`detach`."""
+        await self.detach(disk_id)
 
     async def stop(self) -> None:
         """End QEMU and remove what was made. Idempotent; also after any failed step.
@@ -399,10 +449,12 @@ class AsyncQemu:
         )
         return self._plan
 
-    def _block_hotplug(self) -> AsyncBlockHotplug:
+    def _later_devices(self) -> AsyncHotplug:
         if self._hotplug is None:
-            ports = () if self._plan is None else self._plan.ports
-            self._hotplug = AsyncBlockHotplug(ports, self._config.machine, self._timeouts)
+            # Here, not above: most sandboxes never need it.
+            from casemate._async.hypervisor.qemu_hotplug import AsyncHotplug
+
+            self._hotplug = AsyncHotplug(self.topology, self._config.machine, self._timeouts, self.changed)
         return self._hotplug
 
     def _make_qmp(self, path: Path) -> None:
@@ -442,6 +494,20 @@ class AsyncQemu:
         while self._spawn_fds:
             _, fd = self._spawn_fds.popitem()
             os.close(fd)
+
+
+def _nothing() -> None:
+    """Nobody wants to know."""
+
+
+def _find(config: SandboxConfig, settings: Settings, facts: HostFacts) -> tuple[QemuBinary, BootProof | None]:
+    qemu = find_qemu(config.qemu_path or settings.qemu, cache_root=settings.cache_root)
+    if not (settings.cache_root / PROOF_FILE).exists():
+        return qemu, None
+    # Here, not above: most hosts have no proof.
+    from casemate.hypervisor.proof import proof_key, read_proof
+
+    return qemu, read_proof(settings.cache_root, proof_key(qemu, facts))
 
 
 def _remove(path: Path) -> None:

@@ -1,160 +1,254 @@
-"""Disks that come and go on a running QEMU, each behind a root port of its own."""
+"""Devices that come and go on a running QEMU: which place each has, and one change at a time."""
 
 from __future__ import annotations
 
-import logging
+import os
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
 
+from msgspec import structs
+
+from casemate import _core
 from casemate._async.qmp import AsyncQmpClient
+from casemate._async.transaction import AsyncTransaction, Performer
 from casemate._compat import aio as compat
+from casemate.agent.messages import AwaitDeviceResponse
 from casemate.config.sandbox import TimeoutConfig
 from casemate.errors import (
     AlreadyExistsError,
-    DeadlineExceededError,
+    HostError,
     HypervisorError,
     NotFoundError,
     QmpError,
     ResourceExhaustedError,
     UnsupportedError,
-    VmmExitedError,
 )
-from casemate.hypervisor import BlockAddress, BlockDevice
-from casemate.hypervisor.qemu import plan as planning
-from casemate.observe import failpoints
+from casemate.hypervisor import BlockDevice, NicDevice, PluggedDevice
+from casemate.hypervisor.pci import Place, Topology
+from casemate.hypervisor.qemu import hotplug
+from casemate.observe.log import Log
+from casemate.transaction import Action, GuestCall, NativeCall, PlanState, QmpCall
 
-__all__ = ["AsyncBlockHotplug"]
+__all__ = ["AsyncHotplug"]
 
-_log = logging.getLogger(__name__)
-
-_PENDING = "already in the process of unplug"
-_NO_DEVICE = "DeviceNotFound"
-_NO_NODE = "Failed to find node"
+_log = Log(__name__)
 
 
-class AsyncBlockHotplug:
-    """Which disk is behind which root port.
+class AsyncHotplug:
+    """The later devices of one VM.
 
     Args:
-        ports: Names of the root ports.
+        topology: The bridges and what is behind them.
         machine: For the text of errors.
         timeouts: How patient to be.
+        changed: Called when a place was taken, before anything is made, and when one was given back.
+        natives: What is done on the host, by name; None: as it is done.
+
+    Attributes:
+        topology: As it is now.
     """
 
-    __slots__ = ("_disks", "_lock", "_machine", "_ports", "_timeouts")
+    __slots__ = ("_changed", "_lock", "_machine", "_natives", "_plugged", "_timeouts", "topology")
 
-    def __init__(self, ports: tuple[str, ...], machine: str, timeouts: TimeoutConfig) -> None:
-        self._ports = ports
+    def __init__(
+        self,
+        topology: Topology,
+        machine: str,
+        timeouts: TimeoutConfig,
+        changed: Callable[[], None],
+        natives: Mapping[str, Callable[..., Any]] | None = None,
+    ) -> None:
+        self.topology = topology
         self._machine = machine
         self._timeouts = timeouts
-        self._disks: dict[str, tuple[str, BlockDevice]] = {}
+        self._changed = changed
+        self._natives = _NATIVES if natives is None else natives
+        self._plugged: dict[str, PluggedDevice] = {}
         self._lock = compat.Lock()
 
     @property
-    def free_ports(self) -> tuple[str, ...]:
-        """Ports with nothing behind them."""
-        taken = {port for port, _ in self._disks.values()}
-        return tuple(port for port in self._ports if port not in taken)
+    def plugged(self) -> tuple[PluggedDevice, ...]:
+        """What is plugged in, in the order of its coming; also what a failed attempt could not take back."""
+        return tuple(self._plugged.values())
 
-    async def attach(self, client: AsyncQmpClient, disk: BlockDevice) -> BlockAddress:
-        """Plug ``disk`` in. A failure leaves nothing behind."""
+    async def attach(
+        self, client: AsyncQmpClient, device: BlockDevice | NicDevice, ask: Performer | None
+    ) -> PluggedDevice:
+        """Plug ``device`` in. A failure leaves nothing behind, or says what.
+
+        Args:
+            ask: Asks the guest whether it has the device; None: that is left to the caller.
+        """
+        hotplug.check_device(device)
         async with self._lock:
-            port = self._choose_port(disk)
-            device = planning.hotplug_device(disk, port)
-            properties = planning.block_node(disk).properties()
-            limit_s = self._timeouts.control_s
-            self._disks[disk.id] = (port, disk)
-            asked = ""
+            place = self._take_place(device)
+            plan = hotplug.plan_attach(device, place, self._timeouts, check=ask is not None)
+            transaction = AsyncTransaction(plan, self._performers(client, ask))
+            plugged = PluggedDevice(device=device, pci_path=place.path)
             try:
-                failpoints.hit("qemu.blockdev_add")
-                asked = "node"
-                await client.execute("blockdev-add", properties, timeout_s=limit_s)
-                failpoints.hit("qemu.device_add")
-                asked = "device"
-                await client.execute(
-                    "device_add", {"driver": device.driver, **device.properties()}, timeout_s=limit_s
-                )
-                failpoints.hit("qemu.device_added")
-            except BaseException as error:
-                # What QEMU refused may be another's of the same name, and stays.
-                refused = isinstance(error, QmpError)
-                has_device = asked == "device" and not refused
-                has_node = asked == "device" or (asked == "node" and not refused)
-                await compat.shielded(self._take_back(client, disk, error, device=has_device, node=has_node))
+                self._changed()
+                results = await transaction.run()
+            except BaseException:
+                if transaction.state is PlanState.BROKEN:
+                    # It keeps its place: what is there is not known. Detaching it goes on with it.
+                    self._plugged[device.id] = plugged
+                else:
+                    self._give_back(device.id)
                 raise
-            return planning.address_of(disk, port)
-
-    async def _take_back(
-        self, client: AsyncQmpClient, disk: BlockDevice, error: BaseException, *, device: bool, node: bool
-    ) -> None:
-        """Undo what an attach may have made: after a deadline or a cancellation QEMU may have carried it out."""
-        try:
-            if device:
-                await self._unplug(client, disk)
-            if node:
-                await self._delete_node(client, disk)
-        except VmmExitedError:
-            pass  # and the disk with it
-        except (HypervisorError, DeadlineExceededError) as second:
-            # It keeps its port: what is behind it is not known.
-            error.add_note(f"and the disk {disk.id!r} may still be attached: {second}")
-            return
-        del self._disks[disk.id]
-
-    async def detach(self, client: AsyncQmpClient, disk_id: str) -> None:
-        """Unplug the disk; its port is free only when the guest has let it go."""
-        async with self._lock:
-            if disk_id not in self._disks:
-                names = ", ".join(sorted(self._disks)) or "none"
-                raise NotFoundError(f"no disk {disk_id!r} was attached; there are: {names}")
-            _, disk = self._disks[disk_id]
-            failpoints.hit("qemu.device_del")
-            await self._unplug(client, disk)
-            failpoints.hit("qemu.blockdev_del")
-            await self._delete_node(client, disk)
-            del self._disks[disk_id]
-
-    async def _unplug(self, client: AsyncQmpClient, disk: BlockDevice) -> None:
-        device_id = f"virtio-{disk.id}"
-        # DEVICE_DELETED comes for the device's inner parts too: those have no id.
-        gone = client.expect("DEVICE_DELETED", "DEVICE_UNPLUG_GUEST_ERROR", match={"device": device_id})
-        try:
-            if not await self._ask_guest(client, device_id):
-                return
-            event = await gone.wait(self._timeouts.hotplug_s)
-        finally:
-            gone.cancel()
-        if event.name != "DEVICE_DELETED":
-            raise HypervisorError(f"the guest refused to let the disk {disk.id!r} go", op="qemu.detach_block")
-
-    async def _delete_node(self, client: AsyncQmpClient, disk: BlockDevice) -> None:
-        node = planning.block_node(disk).name
-        try:
-            await client.execute("blockdev-del", {"node-name": node}, timeout_s=self._timeouts.control_s)
-        except QmpError as error:
-            if _NO_NODE not in str(error):
-                raise
-
-    async def _ask_guest(self, client: AsyncQmpClient, device_id: str) -> bool:
-        """Ask it to let the device go; False when there is none: an earlier detach came as far as this."""
-        try:
-            await client.execute("device_del", {"id": device_id}, timeout_s=self._timeouts.control_s)
-        except QmpError as error:
-            if error.error_class == _NO_DEVICE:
-                return False
-            # An earlier wish, given up at its deadline, still stands: its event serves us too.
-            if _PENDING not in str(error):
-                raise
-            _log.debug("unplug goes on", extra={"op": "qemu.detach_block", "target": device_id})
-        return True
-
-    def _choose_port(self, disk: BlockDevice) -> str:
-        planning.check_disk(disk)
-        if disk.id in self._disks:
-            raise AlreadyExistsError(f"a disk {disk.id!r} is attached already")
-        if not self._ports:
-            raise UnsupportedError(
-                f"this {self._machine} has no root ports for later disks: use machine 'q35' with hotplug_ports",
-                capability="block_hotplug",
+            tap, answer = results.get("tap.create"), results.get("guest.there")
+            plugged = PluggedDevice(
+                device=device,
+                pci_path=place.path,
+                host_name="" if tap is None else tap.name,
+                guest_name=None if answer is None else answer.name,
+                guest_mac="" if answer is None else answer.hardware_address,
             )
-        if not self.free_ports:
-            raise ResourceExhaustedError(f"all {len(self._ports)} root ports are taken: raise hotplug_ports")
-        return self.free_ports[0]
+            self._plugged[device.id] = plugged
+            return plugged
+
+    async def detach(self, client: AsyncQmpClient, device_id: str, ask: Performer | None) -> None:
+        """Take a device away; its place is free when the guest has let it go. After a failure it is still plugged in.
+
+        Args:
+            ask: As for :meth:`attach`.
+        """
+        async with self._lock:
+            plugged = self._plugged.get(device_id)
+            if plugged is None:
+                names = ", ".join(sorted(self._plugged)) or "none"
+                raise NotFoundError(f"no device {device_id!r} was attached; there are: {names}")
+            place = self.topology.places()[device_id]
+            plan = hotplug.plan_detach(plugged.device, place, self._timeouts, check=ask is not None)
+            transaction = AsyncTransaction(plan, self._performers(client, ask))
+            try:
+                await transaction.run()
+            except BaseException:
+                # Plugged in again, the guest may call it something else.
+                answer = transaction.results.get("qemu.device_del.undo")
+                if isinstance(answer, AwaitDeviceResponse):
+                    self._plugged[device_id] = structs.replace(plugged, guest_name=answer.name)
+                raise
+            del self._plugged[device_id]
+            self.topology = self.topology.release(device_id)
+            self._changed()
+
+    def _performers(self, client: AsyncQmpClient, ask: Performer | None) -> Mapping[type[Action], Performer]:
+        async def command(call: QmpCall, results: Mapping[str, Any], limit_s: float) -> Any:
+            return await _execute(client, call, results, limit_s)
+
+        async def native(call: NativeCall, results: Mapping[str, Any], limit_s: float) -> Any:
+            # Directly, also on an event loop: each is a short system call or two.
+            return self._natives[call.function](results.get(call.result_of), **call.arguments)
+
+        performers: dict[type[Action], Performer] = {QmpCall: command, NativeCall: native}
+        if ask is not None:
+            performers[GuestCall] = ask
+        return performers
+
+    def _take_place(self, device: BlockDevice | NicDevice) -> Place:
+        if device.id in self.topology.places():
+            raise AlreadyExistsError(f"a device {device.id!r} is attached already")
+        if not self.topology.capacity:
+            raise UnsupportedError(
+                f"this {self._machine} has no root ports for later devices: use machine 'q35' with hotplug_ports",
+                capability="hotplug",
+            )
+        if not self.topology.free_count:
+            raise ResourceExhaustedError(
+                f"all {self.topology.capacity} places are taken: raise hotplug_ports or hotplug_bridges"
+            )
+        self.topology, place = self.topology.allocate(device.id)
+        return place
+
+    def _give_back(self, device_id: str) -> None:
+        self.topology = self.topology.release(device_id)
+        try:
+            self._changed()
+        except HostError as error:
+            # What failed first is what the caller is told; the next change writes this one too.
+            _log.warning(
+                "state not written", extra={"op": "hotplug.attach", "target": device_id}, exc_info=error
+            )
+
+
+class _Tap:
+    """A tap device's descriptor and name."""
+
+    __slots__ = ("fd", "name")
+
+    def __init__(self, take_fd: int, name: str) -> None:
+        self.fd = take_fd
+        self.name = name
+
+    def close(self) -> None:
+        """Idempotent."""
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+def _create_tap(_: Any, *, name: str, netns: str | None, owner: int | None) -> _Tap:
+    if netns is None:
+        return _Tap(*_core.create_tap(name, owner=owner))
+    try:
+        fd = os.open(netns, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise HostError(
+            f"the network namespace {netns} can't be opened: {error.strerror}",
+            errno=error.errno or 0,
+            target=netns,
+            op="tap.create",
+        ) from error
+    try:
+        return _Tap(*_core.create_tap(name, borrow_netns_fd=fd, owner=owner))
+    finally:
+        os.close(fd)
+
+
+def _close_tap(tap: _Tap | None) -> None:
+    if tap is not None:
+        tap.close()
+
+
+_NATIVES: Mapping[str, Callable[..., Any]] = {"tap.create": _create_tap, "tap.close": _close_tap}
+
+
+async def _execute(client: AsyncQmpClient, call: QmpCall, results: Mapping[str, Any], limit_s: float) -> Any:
+    fds = [results[call.fd_of].fd] if call.fd_of else []
+    if call.awaits is None:
+        value, _ = await _ask_qemu(client, call, limit_s, fds)
+        return value
+    # Awaited from before the command is sent: the event may overtake the answer.
+    deadline = time.monotonic() + limit_s
+    gone = client.expect(call.awaits.name, call.awaits.refused, match=call.awaits.match)
+    try:
+        _, done_already = await _ask_qemu(client, call, limit_s, fds)
+        if done_already:
+            return None
+        event = await gone.wait(max(deadline - time.monotonic(), 0.001))
+    finally:
+        gone.cancel()
+    if event.name == call.awaits.refused:
+        raise HypervisorError(
+            f"the guest refused to let {call.awaits.match.get('device')!r} go", op=f"qemu.{call.command}"
+        )
+    return event.data
+
+
+async def _ask_qemu(
+    client: AsyncQmpClient, call: QmpCall, limit_s: float, borrow_fds: list[int]
+) -> tuple[Any, bool]:
+    """The answer, and whether there was nothing to do."""
+    try:
+        return await client.execute(
+            call.command, call.arguments, timeout_s=limit_s, borrow_fds=borrow_fds
+        ), False
+    except QmpError as error:
+        text = str(error)
+        if call.done_already is not None and call.done_already.covers(error.error_class, text):
+            return None, True
+        if call.under_way is None or not call.under_way.covers(error.error_class, text):
+            raise
+        _log.debug("goes on", extra={"op": f"qemu.{call.command}", "target": str(call.arguments)})
+        return None, False

@@ -3,20 +3,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from casemate import _core
 from casemate.agent.transport import Transport
 from casemate.errors import VmmExitedError
-from casemate.hypervisor import BlockAddress, BlockDevice, Capabilities, GuestAssets, VmmProcess
+from casemate.hypervisor import (
+    BlockAddress,
+    BlockDevice,
+    Capabilities,
+    GuestAssets,
+    NicDevice,
+    PluggedDevice,
+    VmmProcess,
+)
+from casemate.hypervisor.pci import Topology
+
+if TYPE_CHECKING:
+    from casemate._sync.transaction import Performer
 
 __all__ = ["Hypervisor"]
 
 
 class Hypervisor(Protocol):
-    """What a sandbox needs of a driver. The steps of a start are called in the order in which they stand here."""
+    """What a sandbox needs of a driver. The steps of a start are called in the order in which they stand here.
+
+    Attributes:
+        changed: Called when a place of :attr:`topology` is taken, before anything is made, or given back.
+    """
+
+    changed: Callable[[], None]
 
     @property
     def capabilities(self) -> Capabilities:
@@ -51,6 +69,20 @@ class Hypervisor(Protocol):
 
     def resume(self) -> None:
         """Let the vCPUs go on."""
+
+    @property
+    def topology(self) -> Topology:
+        """The places for later devices, and what has them."""
+
+    @property
+    def plugged(self) -> tuple[PluggedDevice, ...]:
+        """What was plugged in while it runs."""
+
+    def attach(self, device: BlockDevice | NicDevice, ask: Performer | None = None) -> PluggedDevice:
+        """Plug in a device; with ``ask`` the guest is asked whether it has it."""
+
+    def detach(self, device_id: str, ask: Performer | None = None) -> None:
+        """Take a device away when the guest has let it go."""
 
     def attach_block(self, disk: BlockDevice) -> BlockAddress:
         """Plug in a disk; say where the guest finds it."""

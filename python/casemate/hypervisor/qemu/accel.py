@@ -1,17 +1,25 @@
 """The choice between KVM and software emulation, with its reason in words.
 
-That ``/dev/kvm`` opens proves nothing: there is a KVM that runs without the CPU's virtualisation (PVM), and on it a
-stock guest kernel dies after half a minute.
+That ``/dev/kvm`` opens proves nothing: there is a KVM that runs without the CPU's virtualisation (PVM), and on it no stock guest comes up.
+Where a guest was booted to find out (``casemate check --boot``), that proof decides; else the signs of host and CPU do.
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from casemate.errors import InvalidConfigError, UnsupportedError
 from casemate.hypervisor.host import HostFacts
 
-__all__ = ["Accelerator", "choose_accelerator"]
+if TYPE_CHECKING:
+    from casemate.hypervisor.proof import BootProof
+
+__all__ = ["PROOF_FILE", "Accelerator", "choose_accelerator"]
+
+PROOF_FILE = "boot-proof.json"
+"""Where a proof is kept, below the cache root."""
 
 
 class Accelerator(msgspec.Struct, frozen=True, kw_only=True):
@@ -21,11 +29,18 @@ class Accelerator(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
 
 
-def choose_accelerator(wanted: str, facts: HostFacts, *, pvm_kernel: bool = False) -> Accelerator:
+def choose_accelerator(
+    wanted: str,
+    facts: HostFacts,
+    *,
+    pvm_kernel: bool = False,
+    proof: BootProof | None = None,
+) -> Accelerator:
     """The accelerator for ``wanted`` (``auto``, ``kvm``, ``tcg``) on a host with ``facts``. Does not block.
 
     Args:
         pvm_kernel: The guest's kernel says that it runs on PVM.
+        proof: What a boot of a stock guest has shown on this host, if there was one.
 
     Raises:
         UnsupportedError: KVM is wanted and would not work; the text says why.
@@ -35,7 +50,15 @@ def choose_accelerator(wanted: str, facts: HostFacts, *, pvm_kernel: bool = Fals
         return Accelerator(name="tcg", reason="asked for")
     if wanted not in ("auto", "kvm"):
         raise InvalidConfigError(f"accel is {wanted!r}, 'auto', 'kvm' or 'tcg' is expected", path="accel")
+    proven = None if facts.kvm_error or pvm_kernel or proof is None else proof.kvm_works
+    if proof is not None and proven:
+        kvm = proof.attempt("kvm")
+        duration_ms = 0.0 if kvm is None else kvm.duration_ms
+        return Accelerator(name="kvm", reason=f"proven: a guest came up with KVM in {duration_ms:.0f} ms")
     obstacle = _obstacle(facts, pvm_kernel)
+    if proof is not None and proven is False:
+        failed = f"proven: a guest that comes up in software does not with KVM ({proof.kvm_cause})"
+        obstacle = f"{obstacle}; {failed}" if obstacle else failed
     if not obstacle:
         works = (
             "KVM on PVM, with a kernel made for it"
@@ -45,7 +68,8 @@ def choose_accelerator(wanted: str, facts: HostFacts, *, pvm_kernel: bool = Fals
         return Accelerator(name="kvm", reason=works)
     if wanted == "kvm":
         raise UnsupportedError(
-            f"accel 'kvm' can't be used: {obstacle}; use 'tcg' or 'auto'", capability="kvm"
+            f"accel 'kvm' can't be used: {obstacle}; use 'tcg' or 'auto' ('casemate check --boot' looks again)",
+            capability="kvm",
         )
     return Accelerator(name="tcg", reason=f"no KVM: {obstacle}")
 

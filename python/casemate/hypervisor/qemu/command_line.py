@@ -14,7 +14,8 @@ _MEMORY_SLOTS = 10
 def render_command_line(plan: VmPlan) -> list[str]:
     """The arguments of ``plan``, the program first. Does not block."""
     arguments = [plan.qemu, "-name", _name(plan), "-uuid", plan.uuid]
-    arguments += ["-machine", render(plan.machine, [("accel", plan.accelerator.name), *plan.machine_options])]
+    arguments += ["-machine", render(plan.machine, plan.machine_options)]
+    arguments += ["-accel", render(plan.accelerator.name, plan.accelerator_options)]
     # A CPU model carries its features behind commas of its own: it is not escaped.
     arguments += ["-cpu", plan.cpu]
     for chardev in plan.chardevs:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import msgspec
@@ -14,11 +14,13 @@ __all__ = [
     "Chardev",
     "Device",
     "MemoryBackend",
+    "PciePciBridge",
     "PcieRootPort",
     "RngBackend",
     "VhostUserVsock",
     "VhostVsock",
     "VirtioBlk",
+    "VirtioNet",
     "VirtioRng",
 ]
 
@@ -80,25 +82,28 @@ class BlockNode(msgspec.Struct, frozen=True, kw_only=True):
     path: str
     read_only: bool
     host_device: bool = False
+    discard: bool = False
+    direct: bool = False
 
     def properties(self) -> dict[str, Any]:
         """For ``blockdev-add``."""
+        shared: dict[str, Any] = {}
+        if self.discard:
+            shared["discard"] = "unmap"
+        if self.direct:
+            shared["cache"] = {"direct": True}
         file: dict[str, Any] = {
             "driver": "host_device" if self.host_device else "file",
             "filename": self.path,
+            **shared,
         }
         if self.read_only:
             file["locking"] = "off"
-        return {"driver": "raw", "node-name": self.name, "read-only": self.read_only, "file": file}
+        return {"driver": "raw", "node-name": self.name, "read-only": self.read_only, **shared, "file": file}
 
     def arguments(self) -> list[str]:
         """For the command line."""
-        properties = self.properties()
-        file: Mapping[str, Value] = properties.pop("file")
-        return [
-            "-blockdev",
-            render(None, {**properties, **{f"file.{key}": value for key, value in file.items()}}),
-        ]
+        return ["-blockdev", render(None, dict(_flat("", self.properties())))]
 
 
 class Device(msgspec.Struct, frozen=True, kw_only=True):
@@ -148,6 +153,12 @@ class PcieRootPort(Device, frozen=True, kw_only=True):
         return {**super().properties(), "chassis": self.number + 1, "slot": self.number + 1}
 
 
+class PciePciBridge(Device, frozen=True, kw_only=True):
+    """A conventional bus behind a root port, for many devices."""
+
+    pci_driver: ClassVar[str] = "pcie-pci-bridge"
+
+
 class VirtioBlk(Device, frozen=True, kw_only=True):
     """A disk over the block node ``node``."""
 
@@ -168,6 +179,20 @@ class VirtioBlk(Device, frozen=True, kw_only=True):
             "config-wce": False,
             **shared,
         }
+
+
+class VirtioNet(Device, frozen=True, kw_only=True):
+    """A network interface over the back end ``netdev``. No option ROM: nobody boots from an interface that came later."""
+
+    netdev: str
+    mac: str
+
+    pci_driver: ClassVar[str] = "virtio-net-pci"
+    mmio_driver: ClassVar[str] = "virtio-net-device"
+
+    def properties(self) -> dict[str, Value]:
+        """All but the driver."""
+        return {**super().properties(), "netdev": self.netdev, "mac": self.mac, "romfile": ""}
 
 
 class VirtioRng(Device, frozen=True, kw_only=True):
@@ -208,3 +233,12 @@ class VhostUserVsock(Device, frozen=True, kw_only=True):
     def properties(self) -> dict[str, Value]:
         """All but the driver."""
         return {**super().properties(), "chardev": self.chardev}
+
+
+def _flat(prefix: str, properties: Mapping[str, Any]) -> Iterator[tuple[str, Value]]:
+    """Nested properties by their dotted names, as the command line wants them."""
+    for name, value in properties.items():
+        if isinstance(value, Mapping):
+            yield from _flat(f"{prefix}{name}.", value)
+        else:
+            yield f"{prefix}{name}", value

@@ -6,22 +6,25 @@ from collections.abc import Sequence
 from typing import TypedDict
 
 import msgspec
+from msgspec import structs
 
 from casemate.config.sandbox import SandboxConfig
 from casemate.errors import InvalidConfigError, ResourceExhaustedError, UnsupportedError
 from casemate.hypervisor import BlockAddress, BlockDevice, Capabilities, GuestAssets
+from casemate.hypervisor.pci import Bridge, BridgeKind, PciAddress, PciPath, Topology
 from casemate.hypervisor.qemu import devices
 from casemate.hypervisor.qemu.accel import Accelerator
 
 __all__ = [
     "FIRST_FD",
-    "HOTPLUG_SLOT",
     "VmPlan",
     "VsockChoice",
-    "address_of",
+    "block_node",
     "capabilities",
+    "check_disk",
+    "check_id",
+    "disk_device",
     "make_plan",
-    "pci_path",
 ]
 
 FIRST_FD = 3
@@ -32,8 +35,6 @@ _RNG_SLOT = 0x01
 _VSOCK_SLOT = 0x02
 _DISK_SLOTS = range(0x03, 0x0F)
 _PORT_SLOTS = range(0x0F, 0x1F)
-HOTPLUG_SLOT = 0
-"""The one slot behind a root port."""
 _MMIO_DEVICES = 8
 """Virtio transports that microvm has at least (24 with a second interrupt controller)."""
 _MAX_VCPUS_TCG = 255
@@ -42,6 +43,9 @@ _MAX_ID = 31
 _MAX_SERIAL = 20
 # Without «fast string» bits the kernel copies with plain moves, which TCG translates well; a repeated string move is a slow loop there.
 _TCG_CPU = "max,-erms,-fsrm"
+# One thread for all vCPUs. With a thread each, QEMU 7.2 drops translated code before the store that changes it is done: another vCPU
+# can translate the old bytes again and keep them. A kernel that patches itself then meets a stale breakpoint, once in some sixty boots.
+_TCG_SEVERAL_VCPUS = (("thread", "single"),)
 _VSOCK_KINDS = ("vhost", "vhost-user", "none")
 
 
@@ -65,7 +69,7 @@ class VmPlan(msgspec.Struct, frozen=True, kw_only=True):
     Args:
         fds: Name of each descriptor handed over to its number in QEMU: ``qmp``, ``console``, ``vsock``.
         disks: Where the guest finds each disk, in the order given.
-        ports: Names of the root ports, free at boot.
+        topology: The bridges that later devices come behind, empty at boot.
     """
 
     qemu: str
@@ -74,6 +78,7 @@ class VmPlan(msgspec.Struct, frozen=True, kw_only=True):
     machine: str
     machine_options: tuple[tuple[str, str | int | bool], ...]
     accelerator: Accelerator
+    accelerator_options: tuple[tuple[str, str], ...]
     cpu: str
     vcpus: int
     max_vcpus: int
@@ -87,7 +92,7 @@ class VmPlan(msgspec.Struct, frozen=True, kw_only=True):
     devices: tuple[devices.Device, ...]
     assets: GuestAssets
     disks: tuple[BlockAddress, ...]
-    ports: tuple[str, ...]
+    topology: Topology
     extra_arguments: tuple[str, ...]
     seccomp: bool
     debug: bool
@@ -121,7 +126,7 @@ def make_plan(
         fds["vsock"] = FIRST_FD + 2
     if vsock.kind == "vhost-user":
         chardevs.append(devices.Chardev(id="vsock", fd=fds.get("vsock"), path=vsock.path))
-    ports = tuple(f"rp{number}" for number in range(config.root_ports))
+    bridges, topology = _plan_bridges(config)
     all_disks = [*_image_disk(assets), *disks]
     addresses = _place_disks(all_disks, pci)
     return VmPlan(
@@ -131,6 +136,9 @@ def make_plan(
         machine=config.machine,
         machine_options=_machine_options(config, vsock),
         accelerator=accelerator,
+        accelerator_options=_TCG_SEVERAL_VCPUS
+        if accelerator.name == "tcg" and (config.max_vcpus or config.vcpus) > 1
+        else (),
         cpu=config.cpu_model or ("host" if accelerator.name == "kvm" else _TCG_CPU),
         vcpus=config.vcpus,
         max_vcpus=config.max_vcpus or config.vcpus,
@@ -144,17 +152,17 @@ def make_plan(
         rng=devices.RngBackend(id="rng0"),
         nodes=tuple(block_node(disk) for disk in all_disks),
         devices=(
-            *(_port(number) for number in range(len(ports))),
+            *bridges,
             devices.VirtioRng(id="virtio-rng0", rng="rng0", **_placed(_RNG_SLOT, pci)),
             *_vsock_devices(vsock, fds, pci),
             *(
-                _disk_device(disk, _placed(slot, pci))
+                disk_device(disk, _placed(slot, pci))
                 for disk, slot in zip(all_disks, _DISK_SLOTS, strict=False)
             ),
         ),
         assets=assets,
         disks=tuple(addresses[len(all_disks) - len(disks) :]),
-        ports=ports,
+        topology=topology,
         extra_arguments=tuple(config.qemu_arguments),
         seccomp=config.seccomp,
         debug=config.debug,
@@ -166,6 +174,7 @@ def capabilities(machine: str, accelerator: str) -> Capabilities:
     q35 = machine == "q35"
     return Capabilities(
         block_hotplug=q35,
+        network_hotplug=q35,
         vcpu_hotplug=q35,
         memory_hotplug=q35,
         pause=True,
@@ -177,37 +186,41 @@ def capabilities(machine: str, accelerator: str) -> Capabilities:
 def block_node(disk: BlockDevice) -> devices.BlockNode:
     """The block node of ``disk``."""
     return devices.BlockNode(
-        name=f"drive-{disk.id}", path=disk.path, read_only=disk.read_only, host_device=disk.host_device
+        name=f"drive-{disk.id}",
+        path=disk.path,
+        read_only=disk.read_only,
+        host_device=disk.host_device,
+        discard=disk.discard,
+        direct=disk.direct,
     )
 
 
-def hotplug_device(disk: BlockDevice, port: str) -> devices.VirtioBlk:
-    """The device of ``disk`` behind the root port ``port``."""
-    check_disk(disk)
-    return _disk_device(disk, {"bus": port, "slot": HOTPLUG_SLOT})
+def disk_device(disk: BlockDevice, place: Place) -> devices.VirtioBlk:
+    """The device of ``disk`` at ``place``."""
+    return devices.VirtioBlk(
+        id=f"virtio-{disk.id}",
+        node=f"drive-{disk.id}",
+        serial=disk.serial,
+        read_only=disk.read_only,
+        **place,
+    )
 
 
-def address_of(disk: BlockDevice, port: str) -> BlockAddress:
-    """Where the guest finds ``disk`` behind the root port ``port``."""
-    slot = _PORT_SLOTS[int(port.removeprefix("rp"))]
-    return BlockAddress(id=disk.id, pci_path=pci_path(slot, HOTPLUG_SLOT), serial=disk.serial)
-
-
-def pci_path(*slots: int) -> str:
-    """Slots from the root bus on, in the agent's form: ``"05"``, ``"10/00"``."""
-    return "/".join(f"{slot:02x}" for slot in slots)
+def check_id(device_id: str) -> str:
+    """What is wrong with a device's name; empty when QEMU can have it."""
+    if not device_id[:1].isalpha() or len(device_id) > _MAX_ID:
+        return f"has the id {device_id!r}, a letter first and at most {_MAX_ID} characters are expected"
+    if not all(c.isascii() and (c.isalnum() or c in "-_.") for c in device_id):
+        return f"has the id {device_id!r}, letters, digits, '-', '_' and '.' are expected"
+    return ""
 
 
 def check_disk(disk: BlockDevice) -> None:
     """Raise InvalidConfigError when ``disk`` can't be handed to QEMU."""
-    fault = ""
+    fault = check_id(disk.id)
     if not disk.path:
         fault = "has no path"
-    elif not disk.id[:1].isalpha() or len(disk.id) > _MAX_ID:
-        fault = f"has the id {disk.id!r}, a letter first and at most {_MAX_ID} characters are expected"
-    elif not all(c.isascii() and (c.isalnum() or c in "-_.") for c in disk.id):
-        fault = f"has the id {disk.id!r}, letters, digits, '-', '_' and '.' are expected"
-    elif not 0 < len(disk.serial.encode()) <= _MAX_SERIAL:
+    elif not fault and not 0 < len(disk.serial.encode()) <= _MAX_SERIAL:
         fault = f"has the serial number {disk.serial!r}, 1 to {_MAX_SERIAL} bytes are expected"
     if fault:
         raise InvalidConfigError(f"disk {disk.path!r} {fault}", path="disks")
@@ -283,34 +296,47 @@ def _place_disks(disks: Sequence[BlockDevice], pci: bool) -> list[BlockAddress]:
         if names.count(disk.id) > 1:
             raise InvalidConfigError(f"two disks have the id {disk.id!r}", path="disks")
     return [
-        BlockAddress(id=disk.id, pci_path=pci_path(slot) if pci else None, serial=disk.serial)
+        BlockAddress(id=disk.id, pci_path=str(PciPath.of_slots(slot)) if pci else None, serial=disk.serial)
         for disk, slot in zip(disks, _DISK_SLOTS, strict=False)
     ]
 
 
-class _Place(TypedDict, total=False):
+class Place(TypedDict, total=False):
+    """Bus and slot of a device; empty: the machine chooses."""
+
     bus: str
     slot: int
 
 
-def _placed(slot: int, pci: bool) -> _Place:
+def _placed(slot: int, pci: bool) -> Place:
     return {"bus": devices.ROOT_BUS, "slot": slot} if pci else {}
 
 
-def _port(number: int) -> devices.PcieRootPort:
-    return devices.PcieRootPort(
-        id=f"rp{number}", number=number, bus=devices.ROOT_BUS, slot=_PORT_SLOTS[number]
-    )
+def _plan_bridges(config: SandboxConfig) -> tuple[list[devices.Device], Topology]:
+    """Root ports, then bridges behind root ports of their own: in this order they are filled."""
+    made: list[devices.Device] = []
+    bridges: list[Bridge] = []
+    for number in range(config.root_ports):
+        port = _port(f"rp{number}", number)
+        made.append(port)
+        bridges.append(_bridge_of(port))
+    for number in range(config.hotplug_bridges):
+        port = _port(f"rpbr{number}", config.root_ports + number)
+        made += [port, devices.PciePciBridge(id=f"br{number}", bus=port.id, slot=0)]
+        bridges.append(structs.replace(_bridge_of(port), open=False))
+        bridges.append(
+            Bridge(id=f"br{number}", kind=BridgeKind.PCIE_BRIDGE, address=str(PciAddress(0)), parent=port.id)
+        )
+    return made, Topology(bridges=tuple(bridges))
 
 
-def _disk_device(disk: BlockDevice, placed: _Place) -> devices.VirtioBlk:
-    return devices.VirtioBlk(
-        id=f"virtio-{disk.id}",
-        node=f"drive-{disk.id}",
-        serial=disk.serial,
-        read_only=disk.read_only,
-        **placed,
-    )
+def _port(name: str, number: int) -> devices.PcieRootPort:
+    return devices.PcieRootPort(id=name, number=number, bus=devices.ROOT_BUS, slot=_PORT_SLOTS[number])
+
+
+def _bridge_of(port: devices.PcieRootPort) -> Bridge:
+    assert port.slot is not None
+    return Bridge(id=port.id, kind=BridgeKind.ROOT_PORT, address=str(PciAddress(port.slot)))
 
 
 def _vsock_devices(vsock: VsockChoice, fds: dict[str, int], pci: bool) -> list[devices.Device]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import os
 import re
 from collections.abc import Callable
@@ -12,10 +10,9 @@ from pathlib import Path
 import msgspec
 
 from casemate.errors import HypervisorError, NotFoundError, UnsupportedError
+from casemate.host import kept
 
 __all__ = ["MIN_MAJOR", "QemuBinary", "find_qemu", "parse_version"]
-
-_log = logging.getLogger(__name__)
 
 MIN_MAJOR = 5
 _VERSION = re.compile(r"QEMU emulator version (\d+)\.(\d+)\.(\d+)")
@@ -78,13 +75,14 @@ def find_qemu(
     path = _locate(name, search_path)
     stat = os.stat(path)
     file = cache_root / "qemu-probe.json"
-    entries = _load(file)
+    cache = kept.load(file, _Cache) or _Cache()
+    entries = cache.entries
     for entry in entries:
         if (entry.path, entry.size_bytes, entry.modified_ns) == (path, stat.st_size, stat.st_mtime_ns):
             return _gate(QemuBinary(path=path, version=entry.version))
     version = parse_version((ask or _ask)(path))
     entry = _Entry(path=path, size_bytes=stat.st_size, modified_ns=stat.st_mtime_ns, version=version)
-    _store(file, _Cache(entries=(entry, *(e for e in entries if e.path != path))[:16]))
+    kept.store(file, _Cache(entries=(entry, *(e for e in entries if e.path != path))[:16]))
     return _gate(QemuBinary(path=path, version=version))
 
 
@@ -131,37 +129,3 @@ def _ask(path: str) -> str:
         tail = run.stderr[-400:].decode("utf-8", "replace").strip()
         raise HypervisorError(f"{path} --version ended with status {run.returncode}: {tail}")
     return output
-
-
-def _load(file: Path) -> tuple[_Entry, ...]:
-    try:
-        return msgspec.json.decode(file.read_bytes(), type=_Cache).entries
-    except FileNotFoundError:
-        return ()
-    except (OSError, msgspec.DecodeError) as error:
-        _log.debug(
-            "QEMU's versions are asked anew",
-            extra={"op": "qemu.probe", "target": str(file), "cause": str(error)},
-        )
-        return ()
-
-
-def _store(file: Path, cache: _Cache) -> None:
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        # Not the module tempfile: it costs 8 ms to import.
-        temporary = file.parent / f".{file.name}-{os.getpid()}-{os.urandom(4).hex()}"
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-        try:
-            with os.fdopen(fd, "wb") as out:
-                out.write(msgspec.json.encode(cache))
-            os.replace(temporary, file)
-        except BaseException:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary)
-            raise
-    except OSError as error:
-        # A cache that can't be written costs a process at the next start, no more.
-        _log.debug(
-            "QEMU's version is not kept", extra={"op": "qemu.probe", "target": str(file), "cause": str(error)}
-        )

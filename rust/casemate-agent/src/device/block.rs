@@ -45,7 +45,7 @@ impl BlockAddress {
         let node = match self {
             Self::Node(path) => Some(path.clone()),
             Self::Pci(path) => match path.resolve(sys)? {
-                Some(device) => virtio_block_of(&device).map(|name| dev.join(name)),
+                Some(device) => virtio_child_of(&device, "block").map(|name| dev.join(name)),
                 None => None,
             },
             Self::Serial(serial) => block_with_serial(sys, serial)?.map(|name| dev.join(name)),
@@ -72,21 +72,21 @@ impl BlockAddress {
 
 /// Whether the disk behind `node` can be opened. The kernel makes the node of a new disk a moment before the disk itself answers, and
 /// its event comes after both.
-fn answers(node: &Path) -> bool {
+pub(crate) fn answers(node: &Path) -> bool {
     match fs::File::open(node) {
         Ok(_) => true,
         Err(error) => error.raw_os_error() != Some(libc::ENXIO),
     }
 }
 
-/// Name of the disk of a virtio-blk PCI function: `<device>/virtioN/block/<name>`.
-fn virtio_block_of(device: &Path) -> Option<String> {
+/// What a virtio PCI function is in `subsystem`: `<device>/virtioN/<subsystem>/<name>`.
+pub(crate) fn virtio_child_of(device: &Path, subsystem: &str) -> Option<String> {
     let entries = fs::read_dir(device).ok()?;
     for entry in entries.flatten() {
         if entry.file_name().to_string_lossy().starts_with("virtio")
-            && let Some(disk) = fs::read_dir(entry.path().join("block")).ok()?.flatten().next()
+            && let Some(child) = fs::read_dir(entry.path().join(subsystem)).ok()?.flatten().next()
         {
-            return Some(disk.file_name().to_string_lossy().into_owned());
+            return Some(child.file_name().to_string_lossy().into_owned());
         }
     }
     None

@@ -2,4 +2,5 @@
 
 pub mod block;
 pub mod pci;
+pub mod presence;
 pub mod uevent;

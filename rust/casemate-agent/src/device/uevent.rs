@@ -73,6 +73,28 @@ impl DeviceEvents {
         &self,
         what: &str,
         at_most: Duration,
+        find: impl FnMut() -> Result<Option<T>>,
+    ) -> Result<T> {
+        self.wait(what, at_most, Duration::MAX, find)
+    }
+
+    /// As [`Self::wait_for`], for something that goes away: the kernel tells of an end a moment before sysfs shows it, and
+    /// tells no more afterwards, so sysfs is also looked at without a reason, 20 times a second.
+    pub fn wait_for_end<T>(
+        &self,
+        what: &str,
+        at_most: Duration,
+        find: impl FnMut() -> Result<Option<T>>,
+    ) -> Result<T> {
+        const LOOK_AGAIN: Duration = Duration::from_millis(50);
+        self.wait(what, at_most, LOOK_AGAIN, find)
+    }
+
+    fn wait<T>(
+        &self,
+        what: &str,
+        at_most: Duration,
+        look_again: Duration,
         mut find: impl FnMut() -> Result<Option<T>>,
     ) -> Result<T> {
         let started = Instant::now();
@@ -82,16 +104,16 @@ impl DeviceEvents {
                 return Ok(found);
             }
             let left = at_most.saturating_sub(started.elapsed());
-            let generation = self.0.generation.lock().unwrap_or_else(PoisonError::into_inner);
-            let (generation, timeout) = self
-                .0
-                .changed
-                .wait_timeout_while(generation, left, |generation| *generation == seen)
-                .unwrap_or_else(PoisonError::into_inner);
-            if timeout.timed_out() {
+            if left.is_zero() {
                 let after_ms = started.elapsed().as_millis();
                 return Err(AgentError::TimedOut { what: what.to_owned(), after_ms });
             }
+            let generation = self.0.generation.lock().unwrap_or_else(PoisonError::into_inner);
+            let (generation, _) = self
+                .0
+                .changed
+                .wait_timeout_while(generation, left.min(look_again), |generation| *generation == seen)
+                .unwrap_or_else(PoisonError::into_inner);
             seen = *generation;
         }
     }
@@ -191,6 +213,16 @@ mod tests {
             Ok((calls == 2).then_some(calls))
         });
         assert_eq!(found.expect("found"), 2);
+    }
+
+    #[test]
+    fn test_wait_for_end_when_no_event_tells_then_looks_again() {
+        let mut calls = 0;
+        let found = DeviceEvents::default().wait_for_end("x", Duration::from_secs(10), || {
+            calls += 1;
+            Ok((calls == 2).then_some(()))
+        });
+        assert!(found.is_ok());
     }
 
     #[test]

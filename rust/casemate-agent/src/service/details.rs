@@ -14,6 +14,8 @@ const ORDERED: &str = "casemate.ordered";
 const BLOCK_BY_SERIAL: &str = "casemate.block_serial";
 /// `casemate.Diagnostics/Echo` is served.
 const ECHO: &str = "casemate.echo";
+/// The service `casemate.DeviceService` is there.
+const AWAIT_DEVICE: &str = "casemate.await_device";
 /// `User.Username` (`name[:group]`) is looked up in the container.
 const USERNAME: &str = "casemate.username";
 
@@ -24,7 +26,8 @@ pub fn guest_details(
 ) -> Result<grpc::GuestDetailsResponse> {
     let memory = Path::new("/sys/devices/system/memory");
     let block_size = if request.mem_block_size { memory_block_size(memory)? } else { 0 };
-    let mut features: Vec<String> = [BLOCK_BY_SERIAL, ECHO, ORDERED, USERNAME].map(str::to_owned).into();
+    let mut features: Vec<String> =
+        [AWAIT_DEVICE, BLOCK_BY_SERIAL, ECHO, ORDERED, USERNAME].map(str::to_owned).into();
     features.extend(marks::features());
     features.sort_unstable();
     Ok(grpc::GuestDetailsResponse {

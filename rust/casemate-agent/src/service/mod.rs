@@ -6,11 +6,13 @@ use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use casemate_proto::{AGENT_SERVICE, API_VERSION, HEALTH_SERVICE, RPCS, grpc};
+use casemate_proto::casemate::AwaitDeviceRequest;
+use casemate_proto::{AGENT_SERVICE, API_VERSION, DEVICE_SERVICE, HEALTH_SERVICE, RPCS, grpc};
 use casemate_ttrpc::{Code, ConnectionHandle, Handler, Responder, ServerRequest, Status};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use prost::Message;
 
+use crate::device::presence;
 use crate::error::{AgentError, Result};
 use crate::ordering::{Class, Ordering, Released, Submitted, Ticket};
 use crate::pump::Pump;
@@ -95,6 +97,7 @@ impl Handler for Service {
                 "Echo" => responder.ok(request.payload),
                 other => responder.error(Status::unknown_method(other)),
             },
+            DEVICE_SERVICE => self.0.handle_device(&request, responder),
             other => responder.error(Status::unknown_service(other)),
         }
     }
@@ -327,6 +330,27 @@ impl Connection {
                 Err(error) => responder.error(error.into()),
             },
             other => responder.error(unserved(other)),
+        }
+    }
+
+    /// Waits for no other request, and none for it: its end is as near as its deadline.
+    fn handle_device(self: &Arc<Self>, request: &ServerRequest, responder: Responder) {
+        if request.method != "AwaitDevice" {
+            return responder.error(Status::unknown_method(&request.method));
+        }
+        match decode::<AwaitDeviceRequest>(&request.payload) {
+            Err(error) => responder.error(error.into()),
+            Ok(message) => {
+                let connection = Arc::clone(self);
+                let wait = move || {
+                    let events = &connection.sandbox.parts.events;
+                    answer(responder, presence::await_device(events, &message));
+                };
+                // A thread that can't be made drops the responder, which answers.
+                if let Err(error) = std::thread::Builder::new().name("request".to_owned()).spawn(wait) {
+                    log::error!("thread of a request: {error}");
+                }
+            }
         }
     }
 

@@ -46,6 +46,7 @@ macro_rules! for_each_rpc {
             ("grpc.AgentService", "GetVolumeStats", $crate::grpc::VolumeStatsRequest, $crate::grpc::VolumeStatsResponse),
             ("grpc.AgentService", "ResizeVolume", $crate::grpc::ResizeVolumeRequest, $crate::grpc::Empty),
             ("grpc.AgentService", "SetPolicy", $crate::grpc::SetPolicyRequest, $crate::grpc::Empty),
+            ("casemate.DeviceService", "AwaitDevice", $crate::casemate::AwaitDeviceRequest, $crate::casemate::AwaitDeviceResponse),
             ("grpc.Health", "Check", $crate::grpc::CheckRequest, $crate::grpc::HealthCheckResponse),
             ("grpc.Health", "Version", $crate::grpc::CheckRequest, $crate::grpc::VersionCheckResponse),
         }

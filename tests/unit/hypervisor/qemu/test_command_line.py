@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -44,7 +45,8 @@ def test_command_line_when_q35_on_tcg_then_is_golden() -> None:
         "/usr/bin/qemu-system-x86_64",
         "-name", "sandbox-web",
         "-uuid", UUID,
-        "-machine", "q35,accel=tcg,vmport=off,smbus=off,sata=off,dump-guest-core=off,memory-backend=mem0",
+        "-machine", "q35,vmport=off,smbus=off,sata=off,dump-guest-core=off,memory-backend=mem0",
+        "-accel", "tcg,thread=single",
         "-cpu", "max,-erms,-fsrm",
         "-chardev", "socket,id=qmp,fd=3,server=on,wait=off",
         "-chardev", "socket,id=console,fd=4",
@@ -80,7 +82,8 @@ def test_command_line_when_microvm_on_kvm_then_is_golden() -> None:
         "/usr/bin/qemu-system-x86_64",
         "-name", "sandbox-web",
         "-uuid", UUID,
-        "-machine", "microvm,accel=kvm,acpi=on,rtc=on,dump-guest-core=off",
+        "-machine", "microvm,acpi=on,rtc=on,dump-guest-core=off",
+        "-accel", "kvm",
         "-cpu", "host",
         "-chardev", "socket,id=qmp,fd=3,server=on,wait=off",
         "-chardev", "socket,id=console,fd=4",
@@ -100,6 +103,21 @@ def test_command_line_when_microvm_on_kvm_then_is_golden() -> None:
         "-smp", "cpus=1,sockets=1,cores=1,threads=1,maxcpus=1",
         "-S", "-d,x",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("config", "accel", "expected"),
+    [
+        (SandboxConfig(vcpus=1), "tcg", "tcg"),
+        (SandboxConfig(vcpus=2), "tcg", "tcg,thread=single"),
+        (SandboxConfig(vcpus=1, max_vcpus=2), "tcg", "tcg,thread=single"),
+        (SandboxConfig(vcpus=2), "kvm", "kvm"),
+    ],
+)
+def test_command_line_when_emulation_may_have_several_vcpus_then_they_share_a_thread(
+    config: SandboxConfig, accel: str, expected: str
+) -> None:
+    assert values(command_line(config, accel=accel), "-accel") == [expected]
 
 
 def test_command_line_when_kvm_on_q35_then_lost_timer_ticks_are_discarded_and_only_there() -> None:

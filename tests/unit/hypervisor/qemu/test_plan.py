@@ -47,7 +47,7 @@ def test_plan_when_microvm_then_disks_are_known_by_serial_and_nothing_is_on_pci(
 
     assert [(address.pci_path, address.serial) for address in made.disks] == [(None, "c1")]
     assert all(device.bus is None for device in made.devices)
-    assert made.ports == ()
+    assert made.topology.capacity == 0
 
 
 def test_plan_when_guest_boots_from_an_image_then_it_is_the_first_disk_and_not_among_the_callers() -> None:
@@ -173,16 +173,44 @@ def test_plan_when_uuid_is_empty_then_raises() -> None:
     assert caught.value.path == "uuid"
 
 
-def test_hotplug_address_when_on_a_port_then_joins_port_and_slot() -> None:
+def test_topology_when_q35_then_each_port_is_where_its_device_says() -> None:
     made = plan(SandboxConfig(hotplug_ports=16))
 
-    addresses = [planning.address_of(disk(), port).pci_path for port in made.ports]
+    topology, paths = made.topology, []
+    for number in range(16):
+        topology, place = topology.allocate(f"d{number}")
+        port = next(device for device in made.devices if device.id == place.bridge)
+        assert place.path == f"{port.slot:02x}/00"
+        paths.append(place.path)
 
-    assert addresses[0] == "0f/00"
-    assert addresses[15] == "1e/00"
-    for port, address in zip(made.ports, addresses, strict=True):
-        device = next(d for d in made.devices if d.id == port)
-        assert address == f"{device.slot:02x}/00"
+    assert (paths[0], paths[15]) == ("0f/00", "1e/00")
+    assert topology.free_count == 0
+
+
+def test_topology_when_bridges_are_asked_for_then_behind_ports_of_their_own_and_filled_last() -> None:
+    made = plan(SandboxConfig(hotplug_ports=1, hotplug_bridges=2))
+    later = [(device.id, device.driver, device.bus, device.slot) for device in made.devices[:5]]
+
+    topology, paths = made.topology, []
+    for number in range(61):
+        topology, place = topology.allocate(f"d{number}")
+        paths.append(place.path)
+
+    assert later == [
+        ("rp0", "pcie-root-port", "pcie.0", 0x0F),
+        ("rpbr0", "pcie-root-port", "pcie.0", 0x10),
+        ("br0", "pcie-pci-bridge", "rpbr0", 0),
+        ("rpbr1", "pcie-root-port", "pcie.0", 0x11),
+        ("br1", "pcie-pci-bridge", "rpbr1", 0),
+    ]
+    assert (paths[0], paths[1], paths[30], paths[31], paths[60]) == (
+        "0f/00",
+        "10/00/01",
+        "10/00/1e",
+        "11/00/01",
+        "11/00/1e",
+    )
+    assert topology.free_count == 0
 
 
 def test_capabilities_when_microvm_then_nothing_is_hot_plugged() -> None:
@@ -191,4 +219,5 @@ def test_capabilities_when_microvm_then_nothing_is_hot_plugged() -> None:
 
     assert not (microvm.block_hotplug or microvm.vcpu_hotplug or microvm.memory_hotplug or microvm.pci)
     assert q35.block_hotplug
+    assert (q35.network_hotplug, microvm.network_hotplug) == (True, False)
     assert (microvm.max_vcpus, q35.max_vcpus) == (288, 255)

@@ -1,0 +1,221 @@
+"""Disks and network interfaces that come and go while a sandbox runs, as its user sees them."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from casemate._async.agent import DEVICE_SERVICE, AsyncAgentClient
+from casemate._async.hypervisor import AsyncHypervisor
+from casemate._async.transaction import Performer
+from casemate._async.undo import AsyncUndoStack, raise_with
+from casemate._compat import aio as compat
+from casemate.agent import messages
+from casemate.errors import (
+    AgentRpcError,
+    DeadlineExceededError,
+    HostError,
+    InvalidConfigError,
+    NotFoundError,
+    VmmExitedError,
+)
+from casemate.hypervisor import BlockDevice, NicDevice, PluggedDevice
+from casemate.hypervisor.index import lowest_free
+from casemate.transaction import GuestCall
+from casemate.types import Attachment, BlockAttachment, NicAttachment
+
+__all__ = ["AsyncDevices"]
+
+FEATURE = "casemate.await_device"
+"""An agent with it can say whether the guest has a device."""
+_ANSWER_S = 5.0
+"""How much longer than the guest's own wait an answer may take."""
+_DEADLINE_EXCEEDED = 4
+
+
+class AsyncDevices:
+    """The devices that were attached to one running sandbox.
+
+    Args:
+        driver: Its VMM.
+        agent: Its agent.
+        features: What the agent announces.
+        changed: Called when :attr:`attachments` changed.
+    """
+
+    __slots__ = ("_agent", "_ask", "_attachments", "_changed", "_driver", "_lock")
+
+    def __init__(
+        self,
+        driver: AsyncHypervisor,
+        agent: AsyncAgentClient,
+        features: tuple[str, ...],
+        changed: Callable[[], None],
+    ) -> None:
+        self._driver = driver
+        self._agent = agent
+        self._ask: Performer | None = self._await_device if FEATURE in features else None
+        self._changed = changed
+        self._attachments: dict[str, Attachment] = {}
+        self._lock = compat.Lock()
+
+    @property
+    def attachments(self) -> tuple[Attachment, ...]:
+        """What is attached, in the order of its coming."""
+        return tuple(self._attachments.values())
+
+    async def attach_block(
+        self, path: str | os.PathLike[str], *, readonly: bool, discard: bool, direct: bool
+    ) -> BlockAttachment:
+        """See :meth:`AsyncSandbox.attach_block`."""
+        text, is_device = _check_file(Path(path), readonly=readonly)
+        async with self._lock:
+            name = lowest_free(self._driver.topology.places(), "disk")
+            disk = BlockDevice(
+                id=name,
+                path=text,
+                read_only=readonly,
+                host_device=is_device,
+                discard=discard and not readonly,
+                direct=direct,
+                serial=name,
+            )
+            plugged = await self._driver.attach(disk, self._ask)
+            attachment = BlockAttachment(
+                id=name,
+                path=text,
+                readonly=readonly,
+                pci_path=plugged.pci_path,
+                device=_node(plugged),
+            )
+            await self._keep(attachment)
+            return attachment
+
+    async def attach_nic(self, *, mac: str | None, netns: str | None, owner: int | None) -> NicAttachment:
+        """See :meth:`AsyncSandbox.attach_nic`."""
+        async with self._lock:
+            name = lowest_free(self._driver.topology.places(), "nic")
+            nic = NicDevice(id=name, mac=_random_mac() if mac is None else mac, netns=netns, owner=owner)
+            plugged = await self._driver.attach(nic, self._ask)
+            attachment = NicAttachment(
+                id=name,
+                mac=nic.mac,
+                tap=plugged.host_name,
+                netns=netns,
+                pci_path=plugged.pci_path,
+                interface=plugged.guest_name,
+            )
+            await self._keep(attachment)
+            return attachment
+
+    async def detach(self, device_id: str) -> None:
+        """See :meth:`AsyncSandbox.detach`."""
+        async with self._lock:
+            if device_id not in {plugged.device.id for plugged in self._driver.plugged}:
+                names = ", ".join(self._attachments) or "none"
+                raise NotFoundError(f"no device {device_id!r} is attached; there are: {names}")
+            try:
+                await self._driver.detach(device_id, self._ask)
+            finally:
+                self._follow(device_id)
+            self._changed()
+
+    async def _keep(self, attachment: Attachment) -> None:
+        """Write it down; what can't be written down is not kept."""
+        self._attachments[attachment.id] = attachment
+        try:
+            self._changed()
+        except BaseException as error:
+            del self._attachments[attachment.id]
+
+            async def take_away() -> None:
+                try:
+                    await self._driver.detach(attachment.id, self._ask)
+                except VmmExitedError:
+                    pass  # and the device with it
+
+            undo = AsyncUndoStack()
+            undo.push(f"attached {attachment.id}", take_away)
+            cause = raise_with(error, await undo.unwind())
+            if cause is error:
+                raise
+            raise cause from error
+
+    def _follow(self, device_id: str) -> None:
+        """Take over what the driver says of a device: it is gone, or was plugged in again under another name."""
+        attachment = self._attachments.get(device_id)
+        plugged = next((one for one in self._driver.plugged if one.device.id == device_id), None)
+        if plugged is None:
+            self._attachments.pop(device_id, None)
+        elif isinstance(attachment, BlockAttachment):
+            self._attachments[device_id] = _changed(attachment, device=_node(plugged))
+        elif attachment is not None:
+            self._attachments[device_id] = _changed(attachment, interface=plugged.guest_name)
+
+    async def _await_device(
+        self, call: GuestCall, results: Mapping[str, Any], limit_s: float
+    ) -> messages.AwaitDeviceResponse:
+        request = messages.AwaitDeviceRequest(**call.arguments, timeout_ms=int(limit_s * 1000))
+        pending = self._agent.submit(
+            call.method, request, timeout_s=limit_s + _ANSWER_S, service=DEVICE_SERVICE
+        )
+        try:
+            return messages.decode(await pending.result(), messages.AwaitDeviceResponse)
+        except AgentRpcError as error:
+            if error.code != _DEADLINE_EXCEEDED:
+                raise
+            raise DeadlineExceededError(
+                f"the guest did not see it in time: {error.details}",
+                deadline_s=limit_s,
+                waited_s=limit_s,
+                op="guest.await_device",
+            ) from error
+
+
+def _changed(attachment: Any, **names: str | None) -> Any:
+    from msgspec import structs
+
+    return structs.replace(attachment, **names)
+
+
+def _node(plugged: PluggedDevice) -> str | None:
+    return None if plugged.guest_name is None else f"/dev/{plugged.guest_name}"
+
+
+def _check_file(given: Path, *, readonly: bool) -> tuple[str, bool]:
+    """The whole path, and whether a block device is there. Raises: NotFoundError, InvalidConfigError, HostError."""
+    path = str(given.absolute())
+    try:
+        found = os.stat(path)
+        fd = os.open(path, (os.O_RDONLY if readonly else os.O_RDWR) | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError as error:
+        raise NotFoundError(f"there is no file {path!r} to attach") from error
+    except IsADirectoryError as error:
+        raise InvalidConfigError(
+            f"{path!r} is a directory, a file or block device is expected", path="path"
+        ) from error
+    except OSError as error:
+        wanted = "read" if readonly else "read and written; attach it with readonly=True if that is enough"
+        raise HostError(
+            f"{path!r} can't be {wanted}: {error.strerror}",
+            errno=error.errno or 0,
+            target=path,
+            op="sandbox.attach_block",
+        ) from error
+    os.close(fd)
+    is_device = stat.S_ISBLK(found.st_mode)
+    if not is_device and not stat.S_ISREG(found.st_mode):
+        raise InvalidConfigError(f"{path!r} is neither a regular file nor a block device", path="path")
+    if not is_device and not found.st_size:
+        raise InvalidConfigError(f"{path!r} is empty, a disk has at least 512 bytes", path="path")
+    return path, is_device
+
+
+def _random_mac() -> str:
+    """An address of our own making: locally administered, of one interface."""
+    octets = bytearray(os.urandom(6))
+    octets[0] = octets[0] & 0xFC | 0x02
+    return octets.hex(":")
