@@ -54,7 +54,7 @@ def test_fork_when_it_uses_or_leaves_the_sandbox_then_refused_and_the_owners_liv
     assert (done.returncode, done.stderr) == (0, b"")
     assert json.loads(done.stdout) == {
         "told": [
-            "InvalidStateError",
+            "InternalError",
             "InternalError",
             "InvalidStateError",
             "InvalidStateError",
