@@ -92,6 +92,18 @@ class AgentConnection:
         """Send a JSON request. Does not wait."""
         return Reply(self._native, self._native.submit(service, method, request, timeout_s=timeout_s))
 
+    def call(self, service: str, method: str, request: bytes, timeout_s: float | None) -> bytes:
+        """Send a JSON request and wait for its answer. Raises: what the answer carries."""
+        return self._native.call(service, method, request, timeout_s)
+
+    def call_raw(self, service: str, method: str, request: bytes, timeout_s: float | None) -> bytes:
+        """As :meth:`call` for a protobuf message, as its answer is one."""
+        return self._native.call_raw(service, method, request, timeout_s)
+
+    def submit_raw(self, service: str, method: str, request: bytes, timeout_s: float | None) -> Reply:
+        """Send a request that is a protobuf message already, as its answer will be. Does not wait."""
+        return Reply(self._native, self._native.submit_raw(service, method, request, timeout_s=timeout_s))
+
     def submit_write_stdin(
         self, container_id: str, exec_id: str, data: bytes, timeout_s: float | None
     ) -> Reply:

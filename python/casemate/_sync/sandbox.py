@@ -104,6 +104,7 @@ class Sandbox:
         "_kept",
         "_lock",
         "_monitor",
+        "_pid",
         "_record",
         "_saving",
         "_settings",
@@ -128,6 +129,7 @@ class Sandbox:
         self._settings = settings
         self._timeouts: TimeoutConfig = config.timeouts.scaled(settings.timeout_factor)
         self._clock = PhaseClock()
+        self._pid = os.getpid()
         self._state = State.READY
         self._created_unix_ns = time.time_ns()
         self._containers: dict[ContainerId, Container] = {}
@@ -740,9 +742,10 @@ class Sandbox:
         """End the containers and the machine, remove every trace, of a detached sandbox also its keeper. Idempotent.
 
         Raises: what could not be undone, as an ExceptionGroup when it is more than one failure; InvalidStateError when another
-            process owns it.
+            process owns it, and in a fork.
         Blocks: for the guest's and the VMM's end, at most ``timeouts.stop_s`` each.
         """
+        self._check_process("stop")
         with self._stopping:
             if self._state is not State.STOPPED:
                 self._control("stop")
@@ -774,7 +777,9 @@ class Sandbox:
             raise BaseExceptionGroup(f"sandbox {self.id} could not be removed whole", failures)
 
     def close(self) -> None:
-        """As :meth:`stop`; of a detached sandbox, and one that was attached to, only the connection is closed."""
+        """As :meth:`stop`; of a detached sandbox, and one that was attached to, only the connection is closed; in a fork nothing."""
+        if self._pid != os.getpid():
+            return
         if self._driver is not None:
             self.stop()
         elif self._state is not State.STOPPED:
@@ -792,7 +797,8 @@ class Sandbox:
         self.close()
 
     def __del__(self) -> None:
-        if getattr(self, "_driver", None) is not None and self._state is not State.STOPPED:
+        forgotten = getattr(self, "_driver", None) is not None and self._state is not State.STOPPED
+        if forgotten and self._pid == os.getpid():
             import warnings
 
             warnings.warn(f"sandbox {self.id} was never closed", ResourceWarning, stacklevel=1, source=self)
@@ -830,7 +836,19 @@ class Sandbox:
         if self._directory is not None:
             self._directory.remove()
 
+    def _check_process(self, op: str) -> None:
+        """A fork shares the descriptors, and has none of the threads and locks' owners: what it did would harm the parent."""
+        if self._pid != os.getpid():
+            raise InvalidStateError(
+                f"{op}: sandbox {self.id} belongs to process {self._pid}, and this is a fork of it; use attach",
+                state="forked",
+                wanted="owned",
+                op=f"sandbox.{op}",
+                sandbox_id=self.id,
+            )
+
     def _running_agent(self, op: str) -> AgentClient:
+        self._check_process(op)
         if self._agent is None or self._state is State.STOPPED:
             raise InvalidStateError(
                 f"{op} needs a running sandbox, {self.id} is {self._state.value}",
@@ -845,6 +863,7 @@ class Sandbox:
         return self._kept if self._kept is not None else self._own_driver(op)
 
     def _own_driver(self, op: str) -> Hypervisor:
+        self._check_process(op)
         if self._kept is not None:
             raise UnsupportedError(
                 f"{op} is not possible in a detached sandbox: give it what it needs when it is made",
