@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 import os
 import socket
 import threading
@@ -22,6 +21,7 @@ from casemate.errors import (
     InternalError,
     VmmExitedError,
 )
+from casemate.observe.log import Log
 
 if TYPE_CHECKING:
     from _typeshed import HasFileno
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["AsyncVmm", "await_agent", "dial_agent"]
 
-_log = logging.getLogger(__name__)
+_log = Log(__name__)
 
 
 class AsyncVmm(Protocol):

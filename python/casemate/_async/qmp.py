@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import socket
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -11,10 +10,11 @@ from typing import Any
 from casemate._compat import aio as compat
 from casemate.errors import DeadlineExceededError, HypervisorError, InvalidStateError, QmpError
 from casemate.hypervisor.qemu import qmp
+from casemate.observe.log import Log
 
 __all__ = ["AsyncQmpClient", "AsyncQmpEvent"]
 
-_log = logging.getLogger(__name__)
+_log = Log(__name__)
 
 Explain = Callable[[HypervisorError], Coroutine[Any, Any, Exception]]
 """Finds the cause of a broken connection: most often the end of QEMU."""

@@ -6,7 +6,6 @@ Longer than other modules: it is the one public noun with most operations, and a
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import socket
 import threading
@@ -21,8 +20,8 @@ from casemate import _core
 from casemate._async.agent import AsyncAgentClient, AsyncPipeline
 from casemate._async.container import AsyncContainer, Changed, Detach, new_container_id
 from casemate._async.guest import begin_container, image_disk, steps
-from casemate._async.hypervisor.drivers import make_driver
 from casemate._async.link import await_agent, dial_agent
+from casemate._async.pull import prepare_image
 from casemate._async.undo import AsyncUndoStack, raise_with
 from casemate._compat import aio as compat
 from casemate.agent import messages
@@ -43,6 +42,7 @@ from casemate.errors import (
 from casemate.hypervisor import BlockAddress
 from casemate.hypervisor.boot import boot_assets
 from casemate.observe import failpoints
+from casemate.observe.log import Log
 from casemate.observe.timings import PhaseClock
 from casemate.persist.record import ProcessRecord, SandboxRecord, with_container
 from casemate.persist.recovery import CleanupReport, SandboxInfo, cleanup, list_sandboxes
@@ -70,7 +70,7 @@ if TYPE_CHECKING:
 
 __all__ = ["AsyncSandbox"]
 
-_log = logging.getLogger(__name__)
+_log = Log(__name__)
 
 GUEST_HOSTNAME_BYTES = 64
 
@@ -275,6 +275,9 @@ class AsyncSandbox:
         self, images: Sequence[Image], progress: Callable[[Progress], None] | None
     ) -> tuple[AsyncHypervisor, tuple[BlockAddress, ...]]:
         """Decide on everything; nothing is made."""
+        # Here, not above: who only names a sandbox, or reaches one of another process, needs no driver.
+        from casemate._async.hypervisor.drivers import make_driver
+
         driver, self._assets = await make_driver(
             self.config,
             self._settings,
@@ -554,6 +557,7 @@ class AsyncSandbox:
             NotFoundError: It is not attached.
             DeadlineExceededError: The guest did not let it go in ``timeouts.hotplug_s``. It may still; ask again.
             HypervisorError: The guest refused.
+            HostError: The state document can't be written; the device is gone all the same.
             InvalidStateError: The sandbox does not run, or belongs to another process.
         Blocks: until then. After a failure or a cancellation the device is attached, perhaps under another name.
         """
@@ -775,9 +779,7 @@ class AsyncSandbox:
     ) -> Image:
         from casemate import images
 
-        return await compat.to_thread(
-            images.resolve, config.image, settings=self._settings, progress=progress
-        )
+        return await prepare_image(images.resolve, config.image, settings=self._settings, progress=progress)
 
     async def _close_agent(self) -> None:
         if self._agent is not None:

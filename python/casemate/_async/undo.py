@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import Any
 
 from casemate._compat import aio as compat
+from casemate.observe.log import Log
 
 __all__ = ["AsyncUndoStack"]
 
-_log = logging.getLogger(__name__)
+_log = Log(__name__)
 
 
 class AsyncUndoStack:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 import os
 import socket
 import threading
@@ -23,6 +22,7 @@ from casemate.errors import (
     InternalError,
     VmmExitedError,
 )
+from casemate.observe.log import Log
 
 if TYPE_CHECKING:
     from _typeshed import HasFileno
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Vmm", "await_agent", "dial_agent"]
 
-_log = logging.getLogger(__name__)
+_log = Log(__name__)
 
 
 class Vmm(Protocol):

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import logging
 import socket
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -12,10 +11,11 @@ from typing import Any
 from casemate._compat import blocking as compat
 from casemate.errors import DeadlineExceededError, HypervisorError, InvalidStateError, QmpError
 from casemate.hypervisor.qemu import qmp
+from casemate.observe.log import Log
 
 __all__ = ["QmpClient", "QmpEvent"]
 
-_log = logging.getLogger(__name__)
+_log = Log(__name__)
 
 Explain = Callable[[HypervisorError], Coroutine[Any, Any, Exception]]
 """Finds the cause of a broken connection: most often the end of QEMU."""

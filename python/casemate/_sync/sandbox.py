@@ -7,7 +7,6 @@ Longer than other modules: it is the one public noun with most operations, and a
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import socket
 import threading
@@ -22,8 +21,8 @@ from casemate import _core
 from casemate._sync.agent import AgentClient, Pipeline
 from casemate._sync.container import Container, Changed, Detach, new_container_id
 from casemate._sync.guest import begin_container, image_disk, steps
-from casemate._sync.hypervisor.drivers import make_driver
 from casemate._sync.link import await_agent, dial_agent
+from casemate._sync.pull import prepare_image
 from casemate._sync.undo import UndoStack, raise_with
 from casemate._compat import blocking as compat
 from casemate.agent import messages
@@ -44,6 +43,7 @@ from casemate.errors import (
 from casemate.hypervisor import BlockAddress
 from casemate.hypervisor.boot import boot_assets
 from casemate.observe import failpoints
+from casemate.observe.log import Log
 from casemate.observe.timings import PhaseClock
 from casemate.persist.record import ProcessRecord, SandboxRecord, with_container
 from casemate.persist.recovery import CleanupReport, SandboxInfo, cleanup, list_sandboxes
@@ -71,7 +71,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Sandbox"]
 
-_log = logging.getLogger(__name__)
+_log = Log(__name__)
 
 GUEST_HOSTNAME_BYTES = 64
 
@@ -276,6 +276,9 @@ class Sandbox:
         self, images: Sequence[Image], progress: Callable[[Progress], None] | None
     ) -> tuple[Hypervisor, tuple[BlockAddress, ...]]:
         """Decide on everything; nothing is made."""
+        # Here, not above: who only names a sandbox, or reaches one of another process, needs no driver.
+        from casemate._sync.hypervisor.drivers import make_driver
+
         driver, self._assets = make_driver(
             self.config,
             self._settings,
@@ -555,6 +558,7 @@ class Sandbox:
             NotFoundError: It is not attached.
             DeadlineExceededError: The guest did not let it go in ``timeouts.hotplug_s``. It may still; ask again.
             HypervisorError: The guest refused.
+            HostError: The state document can't be written; the device is gone all the same.
             InvalidStateError: The sandbox does not run, or belongs to another process.
         Blocks: until then. After a failure or a cancellation the device is attached, perhaps under another name.
         """
@@ -776,9 +780,7 @@ class Sandbox:
     ) -> Image:
         from casemate import images
 
-        return compat.to_thread(
-            images.resolve, config.image, settings=self._settings, progress=progress
-        )
+        return prepare_image(images.resolve, config.image, settings=self._settings, progress=progress)
 
     def _close_agent(self) -> None:
         if self._agent is not None:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,11 +19,12 @@ from casemate.errors import (
     VmmExitedError,
 )
 from casemate.observe import failpoints
+from casemate.observe.log import Log
 from casemate.transaction import Action, NativeCall, Plan, PlanState, QmpCall, Step
 
 __all__ = ["Transaction", "Performer"]
 
-_log = logging.getLogger(__name__)
+_log = Log(__name__)
 
 Performer = Callable[[Any, Mapping[str, Any], float], compat.Later[Any]]
 """Performs one kind of action: the action, results of earlier steps by name, seconds it may take."""

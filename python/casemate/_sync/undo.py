@@ -3,15 +3,15 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import Any
 
 from casemate._compat import blocking as compat
+from casemate.observe.log import Log
 
 __all__ = ["UndoStack"]
 
-_log = logging.getLogger(__name__)
+_log = Log(__name__)
 
 
 class UndoStack:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import logging
 import os
 import select
 import signal
@@ -17,13 +16,14 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from casemate.errors import CasemateError
+from casemate.observe.log import Log
 
 if TYPE_CHECKING:
     from casemate._sync.process import Process, Reader
 
 __all__ = ["attach"]
 
-_log = logging.getLogger(__name__)
+_log = Log(__name__)
 
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 

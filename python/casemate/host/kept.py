@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 
+from casemate.observe.log import Log
+
 __all__ = ["load", "store"]
 
-_log = logging.getLogger(__name__)
+_log = Log(__name__)
 
 T = TypeVar("T")
 

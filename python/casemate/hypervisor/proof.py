@@ -13,11 +13,10 @@ import msgspec
 
 from casemate.host import kept
 from casemate.hypervisor.host import HostFacts
+from casemate.hypervisor.qemu.accel import PROOF_FILE
 from casemate.hypervisor.qemu.probe import QemuBinary
 
 __all__ = ["BootAttempt", "BootProof", "ProofKey", "proof_key", "read_proof", "write_proof"]
-
-_FILE = "boot-proof.json"
 
 
 class BootAttempt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -110,10 +109,10 @@ def proof_key(qemu: QemuBinary, facts: HostFacts, root: Path = Path("/")) -> Pro
 
 def read_proof(cache_root: Path, key: ProofKey) -> BootProof | None:
     """The proof that was kept, if it still holds. Blocks: for a file read."""
-    proof = kept.load(cache_root / _FILE, BootProof)
+    proof = kept.load(cache_root / PROOF_FILE, BootProof)
     return proof if proof is not None and proof.version == 1 and proof.key == key else None
 
 
 def write_proof(cache_root: Path, proof: BootProof) -> bool:
     """Keep ``proof``, unless it decides nothing; whether it is kept. Blocks: for a file write."""
-    return proof.kvm_works is not None and kept.store(cache_root / _FILE, proof)
+    return proof.kvm_works is not None and kept.store(cache_root / PROOF_FILE, proof)

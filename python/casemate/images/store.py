@@ -13,7 +13,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import tempfile
 import time
@@ -39,10 +38,11 @@ from casemate.images.disk import (
 from casemate.images.reference import normalise_name
 from casemate.images.registry.name import parse_name
 from casemate.images.types import Filesystem, Image, ImageConfig
+from casemate.observe.log import Log
 
 __all__ = ["ImageRecord", "Store"]
 
-_log = logging.getLogger(__name__)
+_log = Log(__name__)
 
 _RECORD_VERSION = 1
 _RECORD_NAME = "record.json"
@@ -139,12 +139,19 @@ class Store:
             group=record.group,
         )
 
-    def make(self, digest: str, fill: Callable[[Path], ImageRecord]) -> ImageRecord:
+    def make(
+        self,
+        digest: str,
+        fill: Callable[[Path], ImageRecord],
+        *,
+        waiting: Callable[[], None] | None = None,
+    ) -> ImageRecord:
         """The record of an image, made by ``fill`` when it is not there: by one process, however many ask.
 
         Args:
             fill: Given an empty work directory, put ``rootfs.<fstype>`` into its ``image`` and return the record. Whatever else
                 it leaves in the work directory is removed.
+            waiting: Called every 50 ms while another process makes it; what it raises ends the wait.
 
         Raises:
             DeadlineExceededError: Another process works on it longer than an hour.
@@ -152,7 +159,7 @@ class Store:
         Blocks: for that, and for another process that makes the same image.
         """
         self._prepare_directories()
-        with self._locked(_hex(digest), _MAKE_TIMEOUT_S):
+        with self._locked(_hex(digest), _MAKE_TIMEOUT_S, waiting):
             self.sweep(holding=_hex(digest))
             record = self.load(digest)
             return record if record is not None else self._make(digest, fill)
@@ -383,8 +390,11 @@ class Store:
                 (self._root / name).mkdir(mode=0o700, exist_ok=True)
             spread_children(self._root / "work")
 
-    def _locked(self, name: str, timeout_s: float) -> contextlib.AbstractContextManager[int]:
-        return locked(self._root / "locks" / name, timeout_s=timeout_s * self._timeout_factor)
+    def _locked(
+        self, name: str, timeout_s: float, waiting: Callable[[], None] | None = None
+    ) -> contextlib.AbstractContextManager[int]:
+        path = self._root / "locks" / name
+        return locked(path, timeout_s=timeout_s * self._timeout_factor, waiting=waiting)
 
 
 def _hex(digest: str) -> str:

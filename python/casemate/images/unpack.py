@@ -76,7 +76,7 @@ def store_image(
             group=group,
         )
 
-    return store.make(candidate.digest, fill)
+    return store.make(candidate.digest, fill, waiting=lambda: report("wait", 0, 0))
 
 
 def _unpack(

@@ -15,6 +15,7 @@ from casemate._async.qmp import AsyncQmpClient
 from casemate.agent.messages import AwaitDeviceResponse
 from casemate.config.sandbox import TimeoutConfig
 from casemate.errors import (
+    AgentConnectionError,
     AlreadyExistsError,
     DeadlineExceededError,
     HostError,
@@ -78,6 +79,7 @@ class Guest:
         self.qemu = qemu
         self.asked: list[Mapping[str, Any]] = []
         self.error: BaseException | None = None
+        self.name = "vdb"
         self._devices = devices
 
     async def ask(self, call: GuestCall, results: Mapping[str, Any], limit_s: float) -> AwaitDeviceResponse:
@@ -88,7 +90,7 @@ class Guest:
         if self.error is not None:
             raise self.error
         assert bool(self._devices.devices) is not call.arguments["gone"]
-        return AwaitDeviceResponse(name="vdb")
+        return AwaitDeviceResponse(name=self.name)
 
 
 class Rig:
@@ -227,6 +229,50 @@ async def test_detach_when_any_step_fails_then_it_is_plugged_in_as_before(
 
 
 @DEVICES
+async def test_detach_when_the_guest_is_not_asked_and_it_fails_then_it_is_plugged_in_as_before(
+    device: Device,
+) -> None:
+    async with rig() as made:
+        await made.engine.attach(made.client, device, None)
+        whole = made.devices.everything()
+
+        with (
+            failpoints.armed("qemu.device_del.after=1*error"),
+            pytest.raises(HypervisorError, match="failpoint"),
+        ):
+            await made.engine.detach(made.client, device.id, None)
+
+        assert made.devices.everything() == whole
+        assert [(one.device, one.guest_name) for one in made.engine.plugged] == [(device, None)]
+
+
+async def test_detach_when_plugged_in_again_then_the_guests_new_name_is_known() -> None:
+    async with rig() as made:
+        await made.attach(DISK)
+        made.guest.name = "vdc"
+
+        with failpoints.armed("guest.gone=1*error"), pytest.raises(AgentConnectionError):
+            await made.detach(DISK)
+
+        assert [one.guest_name for one in made.engine.plugged] == ["vdc"]
+
+
+async def test_detach_when_the_guest_does_not_see_it_come_back_then_told_and_another_detach_ends_it() -> None:
+    async with rig() as made:
+        await made.attach(DISK)
+        made.guest.error = DeadlineExceededError("not seen")
+
+        with pytest.raises(ExceptionGroup) as caught:
+            await made.detach(DISK)
+
+        assert [str(error) for error in caught.value.exceptions] == ["not seen", "not seen"]
+        assert [one.device for one in made.engine.plugged] == [DISK]
+        made.guest.error = None
+        await made.detach(DISK)
+        assert made.is_clean()
+
+
+@DEVICES
 async def test_detach_when_qemu_dies_at_any_step_then_its_end_is_told(device: Device) -> None:
     for point in points(device, detach=True):
         async with rig() as made:
@@ -319,7 +365,7 @@ async def test_attach_when_there_is_no_place_or_name_then_refused_before_anythin
 
         with pytest.raises(AlreadyExistsError):
             await made.attach(DISK)
-        with pytest.raises(ResourceExhaustedError, match="all 1 root ports"):
+        with pytest.raises(ResourceExhaustedError, match="all 1 places"):
             await made.attach(NIC)
         for mac in ("", "02:00", "01:00:00:00:00:01", "00:00:00:00:00:00", "02-00-00-00-00-01"):
             with pytest.raises(InvalidConfigError):

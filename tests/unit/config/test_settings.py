@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -58,7 +59,7 @@ def test_from_environment_when_a_registry_setting_is_wrong_then_the_variable_is_
 
 
 def test_settings_when_from_a_document_then_each_field_is_as_its_variable_would_be() -> None:
-    document = {
+    document: dict[str, Any] = {
         "vsock": "user",
         "registry_mirrors": {
             "a.example": ["https://m.example", "https://n.example"],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import signal
 import socket
@@ -37,22 +36,23 @@ from casemate.hypervisor import (
 )
 from casemate.hypervisor.host import HostFacts, read_host_facts
 from casemate.hypervisor.pci import Topology
-from casemate.hypervisor.proof import BootProof, proof_key, read_proof
 from casemate.hypervisor.qemu import plan as planning
-from casemate.hypervisor.qemu.accel import Accelerator, choose_accelerator
+from casemate.hypervisor.qemu.accel import PROOF_FILE, Accelerator, choose_accelerator
 from casemate.hypervisor.qemu.command_line import render_command_line
 from casemate.hypervisor.qemu.probe import QemuBinary, find_qemu
 from casemate.observe import failpoints
+from casemate.observe.log import Log
 
 if TYPE_CHECKING:
     from casemate._async.hypervisor.qemu_hotplug import AsyncHotplug
     from casemate._async.transaction import Performer
+    from casemate.hypervisor.proof import BootProof
     from casemate.keeper.birth import NewKeeper
     from casemate.keeper.vmm import KeptVmm
 
 __all__ = ["QMP_SOCKET", "AsyncQemu"]
 
-_log = logging.getLogger(__name__)
+_log = Log(__name__)
 
 QMP_SOCKET = "qmp.sock"
 VSOCK_SOCKET = "vsock.sock"
@@ -542,6 +542,11 @@ def _nothing() -> None:
 
 def _find(config: SandboxConfig, settings: Settings, facts: HostFacts) -> tuple[QemuBinary, BootProof | None]:
     qemu = find_qemu(config.qemu_path or settings.qemu, cache_root=settings.cache_root)
+    if not (settings.cache_root / PROOF_FILE).exists():
+        return qemu, None
+    # Here, not above: most hosts have no proof.
+    from casemate.hypervisor.proof import proof_key, read_proof
+
     return qemu, read_proof(settings.cache_root, proof_key(qemu, facts))
 
 

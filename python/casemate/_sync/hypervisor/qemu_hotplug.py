@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-import logging
 import os
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,6 +14,7 @@ from casemate import _core
 from casemate._sync.qmp import QmpClient
 from casemate._sync.transaction import Transaction, Performer
 from casemate._compat import blocking as compat
+from casemate.agent.messages import AwaitDeviceResponse
 from casemate.config.sandbox import TimeoutConfig
 from casemate.errors import (
     AlreadyExistsError,
@@ -27,11 +28,12 @@ from casemate.errors import (
 from casemate.hypervisor import BlockDevice, NicDevice, PluggedDevice
 from casemate.hypervisor.pci import Place, Topology
 from casemate.hypervisor.qemu import hotplug
+from casemate.observe.log import Log
 from casemate.transaction import Action, GuestCall, NativeCall, PlanState, QmpCall
 
 __all__ = ["Hotplug"]
 
-_log = logging.getLogger(__name__)
+_log = Log(__name__)
 
 
 class Hotplug:
@@ -124,7 +126,8 @@ class Hotplug:
                 transaction.run()
             except BaseException:
                 # Plugged in again, the guest may call it something else.
-                if (answer := transaction.results.get("qemu.device_del.undo")) is not None:
+                answer = transaction.results.get("qemu.device_del.undo")
+                if isinstance(answer, AwaitDeviceResponse):
                     self._plugged[device_id] = structs.replace(plugged, guest_name=answer.name)
                 raise
             del self._plugged[device_id]
@@ -154,7 +157,7 @@ class Hotplug:
             )
         if not self.topology.free_count:
             raise ResourceExhaustedError(
-                f"all {self.topology.capacity} root ports are taken: raise hotplug_ports"
+                f"all {self.topology.capacity} places are taken: raise hotplug_ports or hotplug_bridges"
             )
         self.topology, place = self.topology.allocate(device.id)
         return place
@@ -218,12 +221,13 @@ def _execute(client: QmpClient, call: QmpCall, results: Mapping[str, Any], limit
         value, _ = _ask_qemu(client, call, limit_s, fds)
         return value
     # Awaited from before the command is sent: the event may overtake the answer.
+    deadline = time.monotonic() + limit_s
     gone = client.expect(call.awaits.name, call.awaits.refused, match=call.awaits.match)
     try:
         _, done_already = _ask_qemu(client, call, limit_s, fds)
         if done_already:
             return None
-        event = gone.wait(limit_s)
+        event = gone.wait(max(deadline - time.monotonic(), 0.001))
     finally:
         gone.cancel()
     if event.name == call.awaits.refused:

@@ -6,13 +6,20 @@ Where a guest was booted to find out (``casemate check --boot``), that proof dec
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import msgspec
 
 from casemate.errors import InvalidConfigError, UnsupportedError
 from casemate.hypervisor.host import HostFacts
-from casemate.hypervisor.proof import BootProof
 
-__all__ = ["Accelerator", "choose_accelerator"]
+if TYPE_CHECKING:
+    from casemate.hypervisor.proof import BootProof
+
+__all__ = ["PROOF_FILE", "Accelerator", "choose_accelerator"]
+
+PROOF_FILE = "boot-proof.json"
+"""Where a proof is kept, below the cache root."""
 
 
 class Accelerator(msgspec.Struct, frozen=True, kw_only=True):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Mapping
 from urllib.parse import urlsplit
@@ -16,10 +15,11 @@ from casemate.images.registry.authorization import Authorizer
 from casemate.images.registry.credentials import find_credential
 from casemate.images.registry.name import DOCKER_HUB, RegistryName
 from casemate.images.registry.transport import Answer, Transport, origin_of
+from casemate.observe.log import Log
 
 __all__ = ["Document", "RegistryClient"]
 
-_log = logging.getLogger(__name__)
+_log = Log(__name__)
 
 _HUB_API = "registry-1.docker.io"
 _ACCEPTED = ", ".join((*documents.MANIFEST_MEDIA_TYPES, *documents.INDEX_MEDIA_TYPES))

@@ -61,7 +61,10 @@ def download_blob(
     Blocks: for the download, and for another process that brings the same blob.
     """
     part = parts.part(documents.digest_hex(blob.digest, reference=reference))
-    with locked(part, timeout_s=_WAIT_S) as fd, os.fdopen(fd, "r+b", buffering=0, closefd=False) as file:
+    with (
+        locked(part, timeout_s=_WAIT_S, waiting=lambda: report(0)) as fd,
+        os.fdopen(fd, "r+b", buffering=0, closefd=False) as file,
+    ):
         try:
             _Download(client, blob, part, file, report, reference, timeout_factor).run()
             with typed_errors(part):
