@@ -43,8 +43,9 @@ PLUG = tuple(
     f"{name}{behind}" for name in ("qemu.blockdev_add", "qemu.device_add") for behind in ("", ".after")
 )
 UNPLUG = ("qemu.device_del", "qemu.device_del.after", "qemu.blockdev_del")
-# Swept where devices come and go on purpose, tests/e2e/test_hotplug.py, and where a sandbox is detached, test_detached.py.
-ELSEWHERE = ("tap.", "guest.", "qemu.getfd", "qemu.netdev_", "keeper.")
+# Swept where devices come and go on purpose, tests/e2e/test_hotplug.py, where a sandbox is detached, test_detached.py, and where images
+# come and go, tests/integration/images.
+ELSEWHERE = ("tap.", "guest.", "qemu.getfd", "qemu.netdev_", "keeper.", "image.")
 START = tuple(
     name for name in failpoints.POINTS if name not in UNDO + PLUG + UNPLUG and not name.startswith(ELSEWHERE)
 )

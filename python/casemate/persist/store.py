@@ -307,7 +307,7 @@ def decode_record(
             strict=True,
             str_keys=True,
         )
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InvalidConfigError(f"{name} is not a state document: {error}", path=name) from error
 
 

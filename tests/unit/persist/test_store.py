@@ -108,7 +108,10 @@ def test_load_record_when_absent_then_known_names_are_told(settings: Settings) -
     directory.remove()
 
 
-@pytest.mark.parametrize("document", [b"", b"{", b"[]", b'{"version": 1}', b'{"version": 1, "id": 3}'])
+@pytest.mark.parametrize(
+    "document",
+    [b"", b"{", b"[]", b'{"version": 1}', b'{"version": 1, "id": 3}', b'{"version": 1, "id": "\xff"}'],
+)
 def test_load_record_when_damaged_then_the_file_is_named(settings: Settings, document: bytes) -> None:
     path = store.sandboxes_root(settings) / NAME
     path.mkdir(parents=True)
