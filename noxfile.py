@@ -118,8 +118,8 @@ def e2e(session: nox.Session) -> None:
 
 @nox.session
 def test(session: nox.Session) -> None:
-    """Check and all tests, then the counts; arguments run pytest alone with them."""
-    if session.posargs:
+    """Check and all tests, then the counts; ``--all``: the whole lab; ``--no-lab``: none; other arguments run pytest alone."""
+    if session.posargs and session.posargs not in (["--all"], ["--no-lab"]):
         python(session, "-m", "pytest", *session.posargs)
         return
     shutil.rmtree(REPORT, ignore_errors=True)
@@ -127,11 +127,15 @@ def test(session: nox.Session) -> None:
     # A failed test does not keep the others from being run and counted; the last command judges.
     go_on = [0, 1]
     session.run(PYTHON, *rust_tests(), success_codes=go_on, external=True)
-    for name, levels in (("unit", ("unit", "contract")), ("host", ("integration", "e2e"))):
+    for name, levels in (("unit", ("unit", "contract")), ("host", ("integration", "e2e", "lab"))):
         directories = existing(*(f"tests/{level}" for level in levels))
         session.run(
             PYTHON, "-m", "pytest", *report_to(name), *directories, success_codes=go_on, external=True
         )
+    if session.posargs != ["--no-lab"]:
+        chosen = [] if session.posargs else ["--smoke"]
+        report = f"--report={REPORT / 'lab.json'}"
+        session.run(PYTHON, "-m", "tests.lab", "test", *chosen, report, success_codes=go_on, external=True)
     python(session, "scripts/test_report.py", "total", str(REPORT))
 
 

@@ -16,8 +16,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from casemate.bench.layout import write_layout
 from casemate.config.settings import Settings
-from scripts.oci_layout import write_layout
 
 __all__ = ["build_debian_image"]
 

@@ -56,20 +56,41 @@ def total(directory: Path, ceiling: int) -> tuple[list[str], bool]:
     """Lines to print, and whether the run is good."""
     levels: dict[str, Counts] = {}
     skips: Counts = {}
-    host = ""
+    ran = {"host": count_cargo(""), "lab": count_cargo("")}
+    deferred: set[str] = set()
+    ran_in_lab: set[str] = set()
+    hosts: dict[str, str] = {}
     for file in sorted(directory.glob("*.json")):
         document = json.loads(file.read_text("utf-8"))
-        host = document.get("host", host)
+        where = document.get("where", "host")
+        if "host" in document:
+            hosts[where] = document["host"]
         for level, counts in document["levels"].items():
-            levels[level] = add(levels.get(level, {}), counts)
+            name = level if where == "host" else f"lab: {level}"
+            levels[name] = add(levels.get(name, {}), counts)
+            ran[where] = add(ran[where], counts)
         for reason, number in document["skips"].items():
             skips[reason] = skips.get(reason, 0) + number
+        tests = document.get("tests", {})
+        deferred |= {test for test, facts in tests.items() if facts["outcome"] == "deferred"}
+        ran_in_lab |= tests.keys() if where == "lab" else set()
+    if "lab" not in hosts and deferred:
+        # Nobody ran them: they are skipped tests like others.
+        skips["the lab was not started"] = len(deferred)
+        levels["lab"] = add({"skipped": len(deferred)}, {})
+        deferred = set()
     whole = count_cargo("")
     for counts in levels.values():
         whole = add(whole, counts)
-    lines = [f"  {level:<12} {line_of(counts)}" for level, counts in sorted(levels.items())]
+    lines = [f"  {level:<16} {line_of(counts)}" for level, counts in sorted(levels.items())]
     lines += [f"  skipped {number} × {reason}" for reason, number in sorted(skips.items())]
-    lines += [f"  host: {host}", f"  ceiling of skips: {ceiling}", line_of(whole)]
+    lines += [f"  {where}: {host}" for where, host in sorted(hosts.items())]
+    if left := len(deferred - ran_in_lab):
+        lines.append(f"  left to ./dev test --all: {left} of the lab's tests")
+    lines += [f"  ceiling of skips: {ceiling}"]
+    places = {"host": "on this host", "lab": "in the lab"}
+    lines += [f"  ran {places[where]}: {line_of(counts)}" for where, counts in ran.items()]
+    lines.append(line_of(whole))
     good = whole["failed"] == 0 and whole["passed"] > 0
     if whole["skipped"] > ceiling:
         lines.insert(0, f"too many tests were skipped: {whole['skipped']}, at most {ceiling} are allowed")

@@ -8,35 +8,73 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import hypothesis
 import pytest
 
 from casemate import _core
 from casemate.config.settings import Settings
-from tests.support import capabilities, images, leaks, registry
+from tests.support import capabilities, images, leaks, placement, registry
 from tests.support.fake_vm import FakeVm, make_fake_vm
 from tests.support.report import level_of
 
-# A busy machine is no finding of a test; the time limit of the whole test stays.
-hypothesis.settings.register_profile("casemate", deadline=None)
-hypothesis.settings.load_profile("casemate")
+if not capabilities.IN_LAB:
+    # Not in the lab, where importing it takes seconds and no test needs it.
+    import hypothesis
+
+    # A busy machine is no finding of a test; the time limit of the whole test stays.
+    hypothesis.settings.register_profile("casemate", deadline=None)
+    hypothesis.settings.load_profile("casemate")
 
 # Tests with a guest wait for one that is emulated on a busy machine.
-TIME_LIMITS_S = {"integration": 120, "e2e": 300, "perf": 900}
+TIME_LIMITS_S = {"integration": 120, "e2e": 300, "lab": 300, "perf": 900}
 PURE_LEVELS = ("unit", "contract", "other")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("lab", "the lab (docs/lab.md)")
+    group.addoption("--lab-list", type=Path, help="write the tests that are left to the lab to this file")
+    group.addoption(
+        "--lab-whole", action="store_true", help="with --lab-list: also those that could run on this host"
+    )
+
+
+def needs_of(item: pytest.Item) -> tuple[str, ...]:
+    """Capabilities that the marks of a test name."""
+    return tuple(name for name in capabilities.MARKERS if item.get_closest_marker(name) is not None)
+
+
+def placement_of(item: pytest.Item) -> placement.Placement:
+    """Where a test runs."""
+    return placement.place(needs_of(item), capabilities.missing, in_lab=capabilities.IN_LAB)
+
+
+# Before the marks are chosen by -m.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         limit = TIME_LIMITS_S.get(level_of(item.nodeid))
         if limit is not None and item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(limit))
+        if not placement.OFFERED_BY_LAB.isdisjoint(needs_of(item)):
+            item.add_marker(pytest.mark.lab)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    file: Path | None = session.config.getoption("--lab-list")
+    if file is not None:
+        whole = session.config.getoption("--lab-whole")
+        chosen = [
+            item.nodeid
+            for item in session.items
+            if placement_of(item).where == "lab" or (whole and item.get_closest_marker("lab") is not None)
+        ]
+        file.write_text("".join(f"{nodeid}\n" for nodeid in chosen), "utf-8")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    for name in capabilities.MARKERS:
-        if item.get_closest_marker(name) is not None and (lack := capabilities.missing(name)):
-            pytest.skip(f"needs {lack}")
+    item.user_properties.append(("needs", needs_of(item)))
+    found = placement_of(item)
+    if found.where != "here":
+        pytest.skip(found.reason)
 
 
 @pytest.fixture(scope="session")

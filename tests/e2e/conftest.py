@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.oci_layout import write_layout
+from casemate.bench.layout import write_layout
 
 
 @pytest.fixture

@@ -7,6 +7,8 @@ import logging
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -224,6 +226,30 @@ def test_nic_when_the_vmm_dies_in_between_then_told_at_once_and_the_tap_is_gone(
             sandbox.detach(sandbox.attach_nic(netns=namespace))
 
         assert caught.value.status == -signal.SIGKILL
+    assert links(namespace) == {}
+
+
+OWNER = """
+import sys
+from casemate import Sandbox, SandboxConfig
+with Sandbox.create(SandboxConfig(name="killed")) as sandbox:
+    sandbox.detach(sandbox.attach_nic(netns=sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize(
+    "point", ["tap.create.after", "qemu.getfd.after", "tap.hand_over.after", "qemu.device_del.after"]
+)
+def test_owner_when_killed_in_between_then_no_tap_stays_and_the_name_is_freed(
+    settings: Settings, namespace: str, point: str
+) -> None:
+    environment = os.environ | {"CASEMATE_FAILPOINTS": f"{point}=kill"}
+
+    owner = subprocess.run([sys.executable, "-c", OWNER, namespace], env=environment)
+
+    assert owner.returncode == -signal.SIGKILL
+    assert load_record(settings, "killed").topology.places().keys() == {"nic0"}
+    assert Sandbox.cleanup("killed", settings=settings).removed
     assert links(namespace) == {}
 
 

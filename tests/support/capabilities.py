@@ -9,7 +9,10 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-__all__ = ["MARKERS", "missing", "summary"]
+__all__ = ["IN_LAB", "MARKERS", "missing", "summary"]
+
+IN_LAB = os.environ.get("CASEMATE_IN_LAB") == "1"
+"""Whether this machine is the lab of ``tests/lab``."""
 
 
 def _root() -> str | None:
@@ -54,12 +57,39 @@ def _cgroup_v1() -> str | None:
     return None if Path("/sys/fs/cgroup/memory/tasks").exists() else "cgroup v1 memory controller"
 
 
-def _cgroup_v2() -> str | None:
-    for root in (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/unified")):
-        controllers = root / "cgroup.controllers"
-        if controllers.exists() and "memory" in controllers.read_text("utf-8").split():
-            return None
-    return "cgroup v2 memory controller"
+def _cgroup2() -> str | None:
+    controllers = Path("/sys/fs/cgroup/cgroup.controllers")
+    if controllers.exists() and {"cpu", "memory", "pids"} <= set(controllers.read_text("utf-8").split()):
+        return None
+    return "a unified cgroup hierarchy with cpu, memory and pids"
+
+
+def _systemd() -> str | None:
+    return None if Path("/run/systemd/system").is_dir() else "systemd as process 1"
+
+
+def _vfio() -> str | None:
+    if not os.access("/dev/vfio/vfio", os.R_OK | os.W_OK):
+        return "/dev/vfio/vfio"
+    groups = Path("/sys/kernel/iommu_groups")
+    return None if groups.is_dir() and any(groups.iterdir()) else "an IOMMU with groups"
+
+
+def _ipvlan() -> str | None:
+    # The module may be built in, loaded, or loadable: only making a link tells. In a namespace that ends with the shell.
+    script = "ip link add v0 type veth peer name v1 && ip link add i0 link v0 type ipvlan mode l2"
+    try:
+        made = subprocess.run(["unshare", "-n", "sh", "-c", script], capture_output=True, check=False)
+    except FileNotFoundError:
+        return "unshare on PATH"
+    return None if made.returncode == 0 else "ipvlan links"
+
+
+def _binary(variable: str, name: str) -> Callable[[], str | None]:
+    def probe() -> str | None:
+        return None if shutil.which(os.environ.get(variable) or name) else f"{name} on PATH or in {variable}"
+
+    return probe
 
 
 def _registry() -> str | None:
@@ -77,7 +107,12 @@ MARKERS: dict[str, Callable[[], str | None]] = {
     "erofs": _program("mkfs.erofs"),
     "tun": _device("/dev/net/tun"),
     "cgroup_v1": _cgroup_v1,
-    "cgroup_v2": _cgroup_v2,
+    "cgroup2": _cgroup2,
+    "systemd": _systemd,
+    "vfio": _vfio,
+    "ipvlan": _ipvlan,
+    "firecracker": _binary("CASEMATE_FIRECRACKER_BIN", "firecracker"),
+    "cloud_hypervisor": _binary("CASEMATE_CLH_BIN", "cloud-hypervisor"),
     "mmdebstrap": _program("mmdebstrap"),
     "busybox": _busybox,
     "tmux": _program("tmux"),

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from casemate import ContainerConfig, SandboxConfig, Settings, TimeoutConfig
+from casemate.bench.layout import write_layout
 from casemate.hypervisor import fake
-from scripts.oci_layout import write_layout
 from tests.support.tiny_guest import write_tiny_kernel
 
 __all__ = ["FakeVm", "make_fake_vm"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -70,16 +71,21 @@ def qemu_queries() -> list[tuple[str, dict[str, Any] | None]]:
 def qemu_view(answers: list[Any]) -> dict[str, set[str]]:
     """Devices behind root ports by bus and name, inserted nodes, and nodes with a name of ours."""
     buses, blocks, nodes = answers
-    ports = [device for device in buses[0]["devices"] if "pci_bridge" in device]
+    bridges = [device for device in buses[0]["devices"] if "pci_bridge" in device]
     return {
-        "pci": {
-            f"{port['slot']:02x}/{device['slot']:02x} {device['qdev_id']}"
-            for port in ports
-            for device in port["pci_bridge"].get("devices", [])
-        },
+        "pci": {found for bridge in bridges for found in _behind(bridge, "")},
         "block": {block["inserted"]["node-name"] for block in blocks if "inserted" in block},
         "nodes": {node["node-name"] for node in nodes if not node["node-name"].startswith("#")},
     }
+
+
+def _behind(bridge: dict[str, Any], above: str) -> Iterator[str]:
+    path = f"{above}{bridge['slot']:02x}/"
+    for device in bridge["pci_bridge"].get("devices", []):
+        if "pci_bridge" in device:
+            yield from _behind(device, path)
+        else:
+            yield f"{path}{device['slot']:02x} {device['qdev_id']}"
 
 
 def expected_qemu(attached: list[Attachment], image_nodes: set[str]) -> dict[str, set[str]]:

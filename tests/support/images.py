@@ -9,8 +9,8 @@ import subprocess
 import tarfile
 from pathlib import Path
 
+from casemate.bench.layout import write_layout
 from scripts.debian_image import build_debian_image
-from scripts.oci_layout import write_layout
 
 __all__ = ["build_busybox_layout", "build_debian_image"]
 

@@ -38,6 +38,6 @@ def network_namespace() -> Iterator[str]:
 
 def links(namespace: str) -> dict[str, dict[str, Any]]:
     """What ``ip`` shows in the namespace, by name, the loopback left out."""
-    command = ["nsenter", f"--net={namespace}", "ip", "-json", "-details", "link"]
+    command = ["nsenter", f"--net={namespace}", "ip", "-json", "-details", "-statistics", "link"]
     shown = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
     return {link["ifname"]: link for link in shown if link["ifname"] != "lo"}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import pytest
 
 from tests.support import capabilities
+from tests.support.placement import DEFERRED
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -37,16 +38,26 @@ class Report:
     def __init__(self, file: Path) -> None:
         self._file = file
         self._outcome: dict[str, str] = {}
+        self._seconds: defaultdict[str, float] = defaultdict(float)
+        self._needs: dict[str, list[str]] = {}
         self._skips: Counter[str] = Counter()
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self._seconds[report.nodeid] += report.duration
+        needs = next((value for name, value in report.user_properties if name == "needs"), ())
+        assert isinstance(needs, tuple | list)
+        self._needs[report.nodeid] = [str(name) for name in needs]
         if report.failed:
             self._outcome[report.nodeid] = "failed"
         elif report.skipped and not hasattr(report, "wasxfail"):
-            self._outcome[report.nodeid] = "skipped"
             longrepr = report.longrepr
             reason = longrepr[2] if isinstance(longrepr, tuple) else str(longrepr)
-            self._skips[reason.removeprefix("Skipped: ")] += 1
+            reason = reason.removeprefix("Skipped: ")
+            if reason.startswith(DEFERRED):
+                self._outcome[report.nodeid] = "deferred"
+            else:
+                self._outcome[report.nodeid] = "skipped"
+                self._skips[reason] += 1
         else:
             self._outcome.setdefault(report.nodeid, "passed")
 
@@ -59,5 +70,19 @@ class Report:
         for nodeid, outcome in self._outcome.items():
             levels.setdefault(level_of(nodeid), Counter())[outcome] += 1
         self._file.parent.mkdir(parents=True, exist_ok=True)
-        document = {"host": capabilities.summary(), "levels": levels, "skips": self._skips}
+        document = {
+            "where": "lab" if capabilities.IN_LAB else "host",
+            "host": capabilities.summary(),
+            "levels": levels,
+            "skips": self._skips,
+            "tests": {
+                nodeid: {
+                    "outcome": outcome,
+                    "seconds": round(self._seconds[nodeid], 2),
+                    "needs": self._needs.get(nodeid, []),
+                }
+                for nodeid, outcome in self._outcome.items()
+                if outcome == "deferred" or capabilities.IN_LAB
+            },
+        }
         self._file.write_text(json.dumps(document), "utf-8")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from casemate._compat import aio as compat
 from casemate.config.settings import Settings
-from casemate.images import Image
 from casemate.types import Progress
 
-__all__ = ["async_pull"]
+if TYPE_CHECKING:
+    from casemate.images import Image
+
+__all__ = ["async_pull", "prepare_image"]
 
 
 async def async_pull(
@@ -37,4 +40,27 @@ async def async_pull(
     """
     from casemate import images
 
-    return await compat.to_thread(images.pull, reference, settings=settings, progress=progress)
+    return await prepare_image(images.pull, reference, settings=settings, progress=progress)
+
+
+async def prepare_image(
+    prepare: Callable[..., Image],
+    reference: str,
+    *,
+    settings: Settings | None,
+    progress: Callable[[Progress], None] | None,
+) -> Image:
+    """Call ``prepare``, which is told of a cancellation at its next progress event and then undoes itself."""
+    cancelled = False
+
+    def report(event: Progress) -> None:
+        if cancelled:
+            raise InterruptedError(f"preparing image {reference!r} was cancelled")
+        if progress is not None:
+            progress(event)
+
+    try:
+        return await compat.to_thread(prepare, reference, settings=settings, progress=report)
+    except BaseException:
+        cancelled = True
+        raise

@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from casemate._compat import blocking as compat
 from casemate.config.settings import Settings
-from casemate.images import Image
 from casemate.types import Progress
 
-__all__ = ["pull"]
+if TYPE_CHECKING:
+    from casemate.images import Image
+
+__all__ = ["pull", "prepare_image"]
 
 
 def pull(
@@ -38,4 +41,27 @@ def pull(
     """
     from casemate import images
 
-    return compat.to_thread(images.pull, reference, settings=settings, progress=progress)
+    return prepare_image(images.pull, reference, settings=settings, progress=progress)
+
+
+def prepare_image(
+    prepare: Callable[..., Image],
+    reference: str,
+    *,
+    settings: Settings | None,
+    progress: Callable[[Progress], None] | None,
+) -> Image:
+    """Call ``prepare``, which is told of a cancellation at its next progress event and then undoes itself."""
+    cancelled = False
+
+    def report(event: Progress) -> None:
+        if cancelled:
+            raise InterruptedError(f"preparing image {reference!r} was cancelled")
+        if progress is not None:
+            progress(event)
+
+    try:
+        return compat.to_thread(prepare, reference, settings=settings, progress=report)
+    except BaseException:
+        cancelled = True
+        raise

@@ -22,7 +22,16 @@ _AGAIN_S = 0.005
 _PACKAGE = str(Path(__file__).absolute().parent.parent)
 _FACE = os.path.join(_PACKAGE, "_sync") + os.sep
 _WAITS = os.path.join(_PACKAGE, "_compat") + os.sep
-_UNDOING = frozenset({"UndoStack.unwind", "UndoStack._unwind", "Sandbox.stop", "Sandbox._stop", "Qemu.stop"})
+_UNDOING = frozenset(
+    {
+        "UndoStack.unwind",
+        "UndoStack._unwind",
+        "Sandbox.stop",
+        "Sandbox._stop",
+        "Qemu.stop",
+        "Transaction._undo",
+    }
+)
 
 
 class Interrupted(KeyboardInterrupt):

@@ -91,8 +91,14 @@ PAGES: dict[str, Page] = {
     ),
     "casemate pull": Page(
         "Brings an image here from its registry and unpacks it, so that a start finds it. Credentials come from docker's "
-        "configuration and its helpers; a download that broke off goes on where it stopped. Name and digest go to stdout.",
+        "configuration and its helpers; a download that broke off goes on where it stopped. Name and digest go to stdout.\n\n"
+        "A name without a host is one of CASEMATE_DEFAULT_REGISTRY (docker.io). 'run' looks for a bare name among paths and the images "
+        "that are here, and asks a registry for 'docker://NAME' alone.",
         (
+            (
+                "casemate pull debian:12",
+                "docker.io/library/debian:12; 'casemate run debian:12' finds it then",
+            ),
             ("casemate pull registry.example:5000/team/app:1", ""),
             ("casemate pull --plain-http registry.example:5000/app", "a registry without TLS"),
         ),
@@ -104,15 +110,16 @@ PAGES: dict[str, Page] = {
     "casemate images ls": Page("Lists the images that are here.", (("casemate images ls --json", ""),)),
     "casemate images rm": Page(
         "Removes images by name or digest. What a sandbox uses stays, unless forced; the others of the list go all the same.",
-        (("casemate images rm oci:./debian", ""),),
+        (("casemate images rm debian:latest", ""),),
     ),
     "casemate images gc": Page(
-        "Removes images that no start used for a while, and as old parts of downloads. What a sandbox uses stays.",
-        (("casemate images gc --older-than 7d", ""),),
+        "Removes images that no start used for a while, and as old parts of downloads. What a sandbox uses stays, and what was used "
+        "in the last hour.",
+        (("casemate images gc --older-than 7d", ""), ("casemate images gc --dry-run", "only tell")),
     ),
     "casemate rmi": Page(
         "Removes images by name or digest, as 'casemate images rm' does.",
-        (("casemate rmi oci:./debian", ""),),
+        (("casemate rmi debian:latest", ""),),
     ),
     "casemate check": Page(
         "Tells what this host can do, by trying it: accelerator, vsock, tap devices, cgroups, memory, disk, tools. For whatever is not "

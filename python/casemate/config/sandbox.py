@@ -17,6 +17,7 @@ __all__ = [
     "ACCELERATORS",
     "HYPERVISORS",
     "MACHINES",
+    "MAX_HOTPLUG_BRIDGES",
     "MAX_HOTPLUG_PORTS",
     "MAX_VCPUS",
     "MIN_MEMORY_MIB",
@@ -31,6 +32,7 @@ ACCELERATORS = ("auto", "kvm", "tcg")
 MAX_VCPUS = 288
 """The most of both machine types; software emulation ends at 255, see ``hypervisor.qemu.command_line``."""
 MAX_HOTPLUG_PORTS = 16
+MAX_HOTPLUG_BRIDGES = 5
 MIN_MEMORY_MIB = 64
 """Below it a distribution's kernel does not come up: its image and initrd alone take 40 MiB."""
 _MAX_MEMORY_MIB = 16 * 1024 * 1024
@@ -80,7 +82,8 @@ class SandboxConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         image: Path of a raw disk image with the agent in it; not with ``initrd``.
         kernel_parameters: Appended after ours, so that they win.
         hostname: In the guest, cut to 64 characters there; None: the sandbox's name.
-        hotplug_ports: PCIe root ports kept for later devices, 0 to 16; None: 4 on q35, none on microvm.
+        hotplug_ports: PCIe root ports kept for later devices, one each, 0 to 16; None: 4 on q35, none on microvm.
+        hotplug_bridges: Bridges with room for 30 later devices each, 0 to 5; each takes the place of one of 16 ports.
         qemu_path: Path or name of QEMU's binary; None: that of the settings.
         qemu_arguments: Raw arguments, appended last and not looked at.
         seccomp: Let QEMU deny itself obsolete calls, spawning and resource control.
@@ -106,6 +109,7 @@ class SandboxConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     kernel_parameters: Sequence[str] = ()
     hostname: str | None = None
     hotplug_ports: int | None = None
+    hotplug_bridges: int = 0
     qemu_path: str | None = None
     qemu_arguments: Sequence[str] = ()
     seccomp: bool = True
@@ -151,6 +155,13 @@ class SandboxConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             )
         if self.hotplug_ports is not None:
             _checks.check_integer("hotplug_ports", self.hotplug_ports, 0, MAX_HOTPLUG_PORTS, "ports")
+        _checks.check_integer("hotplug_bridges", self.hotplug_bridges, 0, MAX_HOTPLUG_BRIDGES, "bridges")
+        if self.root_ports + self.hotplug_bridges > MAX_HOTPLUG_PORTS:
+            raise InvalidConfigError(
+                f"hotplug_bridges is {self.hotplug_bridges} beside {self.root_ports} hotplug_ports, the root bus has room"
+                f" for {MAX_HOTPLUG_PORTS} of both; the nearest is {MAX_HOTPLUG_PORTS - self.root_ports}",
+                path="hotplug_bridges",
+            )
 
     def _check_guest(self) -> None:
         for name in ("kernel", "initrd", "image", "qemu_path"):
@@ -171,11 +182,12 @@ class SandboxConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     def _check_machine(self) -> None:
         if self.machine != "microvm":
             return
-        if self.hotplug_ports:
-            raise InvalidConfigError(
-                f"hotplug_ports is {self.hotplug_ports}, microvm has no PCIe ports: use 0, or machine 'q35'",
-                path="hotplug_ports",
-            )
+        for name in ("hotplug_ports", "hotplug_bridges"):
+            if getattr(self, name):
+                raise InvalidConfigError(
+                    f"{name} is {getattr(self, name)}, microvm has no PCIe ports: use 0, or machine 'q35'",
+                    path=name,
+                )
         for name, now in (("max_vcpus", self.vcpus), ("max_memory_mib", self.memory_mib)):
             if getattr(self, name) not in (None, now):
                 raise InvalidConfigError(

@@ -8,7 +8,7 @@ import fcntl
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from io import RawIOBase
 from pathlib import Path
 
@@ -39,8 +39,13 @@ _LOCK_RETRY_S = 0.05
 
 
 @contextlib.contextmanager
-def locked(path: Path, *, timeout_s: float, shared: bool = False) -> Iterator[int]:
+def locked(
+    path: Path, *, timeout_s: float, shared: bool = False, waiting: Callable[[], None] | None = None
+) -> Iterator[int]:
     """Hold the lock file ``path`` during the block, alone unless ``shared``; gives its descriptor, for reads and writes when alone.
+
+    Args:
+        waiting: Called every 50 ms while another process has it; what it raises ends the wait.
 
     Raises: DeadlineExceededError. Blocks: for its holder.
     """
@@ -57,6 +62,8 @@ def locked(path: Path, *, timeout_s: float, shared: bool = False) -> Iterator[in
                 deadline_s=timeout_s,
                 waited_s=timeout_s,
             )
+        if waiting is not None:
+            waiting()
         time.sleep(_LOCK_RETRY_S)
 
 

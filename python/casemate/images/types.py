@@ -13,7 +13,7 @@ from casemate.types import Progress
 __all__ = ["Filesystem", "Image", "ImageConfig", "Phase", "Progress", "ReportProgress"]
 
 Filesystem = Literal["erofs", "ext4"]
-Phase = Literal["download", "extract", "unpack", "pack"]
+Phase = Literal["wait", "download", "extract", "unpack", "pack"]
 
 
 class ImageConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -58,5 +58,5 @@ class Image(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 ReportProgress = Callable[[Progress], None]
-"""Told of the phases ``download`` (from a registry) or ``extract`` (out of an archive), ``unpack`` (layers, compressed bytes) and
-``pack`` (the filesystem, 0 then all)."""
+"""Told of the phases ``wait`` (another process makes the image), ``download`` (from a registry) or ``extract`` (out of an archive),
+``unpack`` (layers, compressed bytes) and ``pack`` (the filesystem, 0 then all)."""

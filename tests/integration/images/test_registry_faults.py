@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
 import ssl
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
 
+import casemate
 from casemate import images
 from casemate.config.settings import Settings
 from casemate.errors import ImageError, NotFoundError, RegistryError, ResourceExhaustedError
+from casemate.images.disk import try_locked
 from casemate.images.registry import transport
 from tests.support import fake_registry
 from tests.support.fake_registry import FakeRegistry, Handler
@@ -117,38 +122,60 @@ def test_pull_when_it_breaks_again_and_again_then_error_and_the_next_one_goes_on
     assert cached(settings, "parts") == []
 
 
-def test_pull_when_the_process_is_killed_then_the_next_one_goes_on(
-    registry: FakeRegistry, image: str, settings: Settings
-) -> None:
+@pytest.fixture
+def stuck(registry: FakeRegistry, image: str, settings: Settings) -> Iterator[subprocess.Popen[bytes]]:
+    """Another process that pulls the image and has 400,000 bytes of its layer; nobody else is held up."""
     layer = layer_of(registry)
 
     def hang(handler: Handler) -> bool:
-        if handler.path.endswith(layer) and "Range" not in handler.headers:
-            handler.send_head(200, len(registry.blobs[layer]))
-            handler.wfile.write(registry.blobs[layer][:400_000])
-            registry.ended.wait(60)
-            return True
-        return False
+        if not handler.path.endswith(layer) or "Range" in handler.headers:
+            return False
+        handler.send_head(200, len(registry.blobs[layer]))
+        handler.wfile.write(registry.blobs[layer][:400_000])
+        registry.ended.wait(60)
+        return True
 
     registry.fault = hang
     code = (
         "import sys; from pathlib import Path; import casemate\n"
         "casemate.pull(sys.argv[1], settings=casemate.Settings(cache_root=Path(sys.argv[2])))"
     )
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-c", code, image, str(settings.cache_root)],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-    )
-    part = settings.cache_root / "images/parts" / layer[7:]
-    deadline = time.monotonic() + 60
-    while not (part.exists() and part.stat().st_size == 400_000):
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait(10)
-    registry.ended.set()
+    ) as process:
+        part = settings.cache_root / "images/parts" / layer[7:]
+        deadline = time.monotonic() + 60
+        while not (part.exists() and part.stat().st_size == 400_000):
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.02)
+        yield process
+        process.kill()
+
+
+def test_pull_when_a_process_is_killed_then_the_next_one_goes_on(
+    stuck: subprocess.Popen[bytes], registry: FakeRegistry, image: str, settings: Settings
+) -> None:
+    stuck.send_signal(signal.SIGKILL)
+    stuck.wait(10)
     images.pull(image, settings=settings)
-    assert asked_for(registry, layer) == [None, "bytes=400000-"]
+    assert asked_for(registry, layer_of(registry)) == [None, "bytes=400000-"]
+    assert cached(settings, "parts") == cached(settings, "work") == []
+
+
+def test_pull_when_the_one_it_waits_for_is_killed_then_it_goes_on_itself(
+    stuck: subprocess.Popen[bytes], registry: FakeRegistry, image: str, settings: Settings
+) -> None:
+    told: list[str] = []
+
+    def kill_when_waiting(event: images.Progress) -> None:
+        told.append(event.phase)
+        stuck.send_signal(signal.SIGKILL)
+
+    pulled = images.pull(image, settings=settings, progress=kill_when_waiting)
+    assert told[0] == "wait" and "download" in told
+    assert pulled.name == image
+    assert asked_for(registry, layer_of(registry)) == [None, "bytes=400000-"]
     assert cached(settings, "parts") == cached(settings, "work") == []
 
 
@@ -577,6 +604,15 @@ def test_pull_when_the_registry_speaks_tls_then_only_with_a_certificate_that_is_
             images.pull("127.0.0.1:1/app:1", settings=mirrored)
         assert "redirects from https to http" in caught.value.__notes__[0]
 
+        def ask_without_tls(handler: Handler) -> bool:
+            challenge(handler, "http://127.0.0.1:1/token")
+            return True
+
+        registry.fault = ask_without_tls
+        with pytest.raises(RegistryError) as caught:
+            images.pull("127.0.0.1:1/app:1", settings=mirrored)
+        assert "authorisation server without TLS" in caught.value.__notes__[0]
+
 
 def test_pull_when_a_host_is_not_loopback_then_plain_http_only_when_asked_for(settings: Settings) -> None:
     opened = transport.Transport(is_plain=lambda host: host == "0.0.0.0:1")
@@ -595,3 +631,73 @@ def test_pull_when_progress_raises_then_it_comes_through_and_the_part_is_kept(
     with pytest.raises(OSError, match="not the disk's"):
         images.pull(image, settings=settings, progress=stop)
     assert len(cached(settings, "parts")) == 1 and cached(settings, "work") == []
+
+
+async def test_async_pull_when_cancelled_then_the_download_ends_and_the_part_is_kept(
+    registry: FakeRegistry, image: str, settings: Settings
+) -> None:
+    layer = layer_of(registry)
+    under_way = threading.Event()
+
+    def slowly(handler: Handler) -> bool:
+        if not handler.path.endswith(layer):
+            return False
+        handler.send_head(200, 10 * len(DATA))
+        while not registry.ended.wait(0.01):
+            handler.wfile.write(bytes(1000))
+        return True
+
+    registry.fault = slowly
+    manifest = json.loads(registry.manifests["1"][0])
+    manifest["layers"][0]["size"] = 10 * len(DATA)
+    registry.manifests["1"] = (json.dumps(manifest).encode(), MANIFEST)
+    patient = replace(settings, timeout_factor=10.0)
+    pull = asyncio.ensure_future(
+        casemate.async_pull(image, settings=patient, progress=lambda event: under_way.set())
+    )
+    assert await asyncio.to_thread(under_way.wait, 20)
+    pull.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await pull
+    deadline = time.monotonic() + 20
+    while cached(settings, "work"):
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.02)
+    assert len(cached(settings, "parts")) == 1
+
+
+def test_pull_when_two_images_share_a_layer_then_both_come(
+    registry: FakeRegistry, image: str, settings: Settings
+) -> None:
+    layout = Layout()
+    registry.add(layout, layout.add_image([{"data": DATA}, {"more": b"m"}]), "2")
+    both_asked = threading.Barrier(2)
+
+    def together(handler: Handler) -> bool:
+        if "/manifests/" in handler.path:
+            both_asked.wait(20)
+        return False
+
+    registry.fault = together
+    with ThreadPoolExecutor(2) as pool:
+        pulled = list(pool.map(lambda tag: images.pull(f"{image[:-1]}{tag}", settings=settings), "12"))
+    assert [one.name for one in pulled] == [image, f"{image[:-1]}2"]
+    assert pulled[0].digest != pulled[1].digest
+    assert cached(settings, "work") == []
+
+
+def test_pull_when_another_process_makes_the_image_then_the_wait_is_told_and_can_be_ended(
+    registry: FakeRegistry, image: str, settings: Settings
+) -> None:
+    digest = sha256(registry.manifests["1"][0])
+    locks = settings.cache_root / "images/locks"
+    locks.mkdir(parents=True)
+
+    def stop(progress: images.Progress) -> None:
+        assert progress.phase == "wait"
+        raise KeyboardInterrupt
+
+    with try_locked(locks / digest[7:]) as held, pytest.raises(KeyboardInterrupt):
+        assert held is not None
+        images.pull(image, settings=settings, progress=stop)
+    assert images.pull(image, settings=settings).digest == digest

@@ -7,11 +7,13 @@ import contextlib
 import os
 import signal
 import socket
+import subprocess
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from casemate._async.hypervisor.qemu import AsyncQemu
 from casemate.agent.transport import HybridTransport
@@ -296,7 +298,7 @@ async def test_attach_block_when_ports_are_free_then_each_disk_gets_one_and_qemu
     assert block["inserted"]["node-name"] == "drive-c1"
     with pytest.raises(AlreadyExistsError):
         await driver.attach_block(disk)
-    with pytest.raises(ResourceExhaustedError, match="all 1 root ports"):
+    with pytest.raises(ResourceExhaustedError, match="all 1 places"):
         await driver.attach_block(BlockDevice(id="c2", path=disk.path, serial="c2"))
 
 
@@ -326,6 +328,43 @@ async def test_attach_block_when_the_device_is_refused_then_the_node_is_taken_ba
 
     assert caught.value.command == "device_add"
     assert await client.execute("query-named-block-nodes", {"flat": True}, timeout_s=5) == []
+
+
+async def test_attach_block_when_the_disk_has_options_then_qemu_has_them(
+    start_driver: StartDriver, disk: BlockDevice
+) -> None:
+    driver = await start_driver(qemu_arguments=PAUSED, hotplug_ports=1)
+
+    await driver.attach_block(structs.replace(disk, direct=True, discard=True, read_only=False))
+
+    client = await driver.qmp()
+    (block,) = await client.execute("query-block", timeout_s=5)
+    nodes = await client.execute("query-named-block-nodes", timeout_s=5)
+    assert (block["inserted"]["ro"], block["inserted"]["cache"]["direct"]) == (False, True)
+    assert [node["cache"]["direct"] for node in nodes] == [True, True]
+
+
+@pytest.fixture
+def loop_device(disk: BlockDevice) -> Iterator[str]:
+    made = ["losetup", "--find", "--show", disk.path]
+    path = subprocess.run(made, capture_output=True, text=True, check=True).stdout.strip()
+    yield path
+    subprocess.run(["losetup", "--detach", path], check=True)
+
+
+@pytest.mark.root
+async def test_attach_block_when_it_is_a_block_device_then_qemu_opens_it_as_one(
+    loop_device: str, start_driver: StartDriver, disk: BlockDevice
+) -> None:
+    driver = await start_driver(qemu_arguments=PAUSED, hotplug_ports=1)
+
+    await driver.attach_block(structs.replace(disk, path=loop_device, host_device=True))
+
+    client = await driver.qmp()
+    (block,) = await client.execute("query-block", timeout_s=5)
+    nodes = await client.execute("query-named-block-nodes", timeout_s=5)
+    assert block["inserted"]["file"] == loop_device
+    assert {node["drv"] for node in nodes} == {"raw", "host_device"}
 
 
 async def test_attach_block_when_machine_has_no_ports_then_is_unsupported(

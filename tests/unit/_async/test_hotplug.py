@@ -8,6 +8,7 @@ import socket
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
+import msgspec
 import pytest
 
 from casemate._async.hypervisor.qemu_hotplug import AsyncHotplug
@@ -15,6 +16,7 @@ from casemate._async.qmp import AsyncQmpClient
 from casemate.agent.messages import AwaitDeviceResponse
 from casemate.config.sandbox import TimeoutConfig
 from casemate.errors import (
+    AgentConnectionError,
     AlreadyExistsError,
     DeadlineExceededError,
     HostError,
@@ -27,10 +29,12 @@ from casemate.errors import (
     VmmExitedError,
 )
 from casemate.hypervisor import BlockDevice, NicDevice
+from casemate.hypervisor.attachments import attachment_of, plugged_of
 from casemate.hypervisor.pci import Bridge, BridgeKind, Topology
 from casemate.hypervisor.qemu.hotplug import plan_attach, plan_detach
 from casemate.observe import failpoints
 from casemate.transaction import GuestCall
+from casemate.types import Attachment
 from tests.support.fake_devices import FakeDevices
 from tests.support.fake_qmp import SILENCE, FakeQmp, Refusal
 
@@ -78,6 +82,7 @@ class Guest:
         self.qemu = qemu
         self.asked: list[Mapping[str, Any]] = []
         self.error: BaseException | None = None
+        self.name = "vdb"
         self._devices = devices
 
     async def ask(self, call: GuestCall, results: Mapping[str, Any], limit_s: float) -> AwaitDeviceResponse:
@@ -88,7 +93,7 @@ class Guest:
         if self.error is not None:
             raise self.error
         assert bool(self._devices.devices) is not call.arguments["gone"]
-        return AwaitDeviceResponse(name="vdb")
+        return AwaitDeviceResponse(name=self.name)
 
 
 class Rig:
@@ -227,6 +232,50 @@ async def test_detach_when_any_step_fails_then_it_is_plugged_in_as_before(
 
 
 @DEVICES
+async def test_detach_when_the_guest_is_not_asked_and_it_fails_then_it_is_plugged_in_as_before(
+    device: Device,
+) -> None:
+    async with rig() as made:
+        await made.engine.attach(made.client, device, None)
+        whole = made.devices.everything()
+
+        with (
+            failpoints.armed("qemu.device_del.after=1*error"),
+            pytest.raises(HypervisorError, match="failpoint"),
+        ):
+            await made.engine.detach(made.client, device.id, None)
+
+        assert made.devices.everything() == whole
+        assert [(one.device, one.guest_name) for one in made.engine.plugged] == [(device, None)]
+
+
+async def test_detach_when_plugged_in_again_then_the_guests_new_name_is_known() -> None:
+    async with rig() as made:
+        await made.attach(DISK)
+        made.guest.name = "vdc"
+
+        with failpoints.armed("guest.gone=1*error"), pytest.raises(AgentConnectionError):
+            await made.detach(DISK)
+
+        assert [one.guest_name for one in made.engine.plugged] == ["vdc"]
+
+
+async def test_detach_when_the_guest_does_not_see_it_come_back_then_told_and_another_detach_ends_it() -> None:
+    async with rig() as made:
+        await made.attach(DISK)
+        made.guest.error = DeadlineExceededError("not seen")
+
+        with pytest.raises(ExceptionGroup) as caught:
+            await made.detach(DISK)
+
+        assert [str(error) for error in caught.value.exceptions] == ["not seen", "not seen"]
+        assert [one.device for one in made.engine.plugged] == [DISK]
+        made.guest.error = None
+        await made.detach(DISK)
+        assert made.is_clean()
+
+
+@DEVICES
 async def test_detach_when_qemu_dies_at_any_step_then_its_end_is_told(device: Device) -> None:
     for point in points(device, detach=True):
         async with rig() as made:
@@ -319,7 +368,7 @@ async def test_attach_when_there_is_no_place_or_name_then_refused_before_anythin
 
         with pytest.raises(AlreadyExistsError):
             await made.attach(DISK)
-        with pytest.raises(ResourceExhaustedError, match="all 1 root ports"):
+        with pytest.raises(ResourceExhaustedError, match="all 1 places"):
             await made.attach(NIC)
         for mac in ("", "02:00", "01:00:00:00:00:01", "00:00:00:00:00:00", "02-00-00-00-00-01"):
             with pytest.raises(InvalidConfigError):
@@ -346,6 +395,33 @@ async def test_attach_when_two_come_at_once_then_one_after_the_other() -> None:
         names = [command.get("execute") for command in made.qemu.commands[1:]]
         assert names == ["blockdev-add", "device_add", "getfd", "netdev_add", "device_add"]
         assert [plugged.pci_path for plugged in made.engine.plugged] == ["0f/00", "10/00"]
+
+
+@DEVICES
+async def test_engine_when_made_from_what_another_wrote_then_it_goes_on_with_the_same_map(
+    device: Device,
+) -> None:
+    two = Topology(bridges=(*ONE_PORT.bridges, Bridge(id="rp1", kind=BridgeKind.ROOT_PORT, address="10")))
+    async with rig(two) as made:
+        await made.attach(device)
+        document = msgspec.json.encode(
+            {"topology": made.written[-1], "devices": [attachment_of(one) for one in made.engine.plugged]}
+        )
+
+        topology = msgspec.convert(msgspec.json.decode(document)["topology"], Topology, str_keys=True)
+        (attachment,) = msgspec.convert(msgspec.json.decode(document)["devices"], tuple[Attachment, ...])
+        other = AsyncHotplug(
+            topology, "q35", FAST, lambda: None, made.taps.natives(), [plugged_of(attachment)]
+        )
+
+        more = NicDevice(id="nic7", mac=NIC.mac)
+        assert (await other.attach(made.client, more, None)).pci_path == "10/00"
+        with failpoints.armed("qemu.device_del.after=1*error"), pytest.raises(HypervisorError):
+            await other.detach(made.client, device.id, made.guest.ask)
+        assert len(made.devices.devices) == 2
+        for one in (device, more):
+            await other.detach(made.client, one.id, None)
+        assert (made.devices.everything(), other.topology, other.plugged) == (set(), two, ())
 
 
 async def test_detach_when_the_guest_takes_its_time_then_other_commands_go_on() -> None:

@@ -52,3 +52,38 @@ def test_run_when_command_fails_then_counts_and_status_are_kept(
     assert status == 1
     assert json.loads(file.read_text("utf-8"))["levels"] == {"rust": {"passed": 1, "failed": 2, "skipped": 0}}
     assert "FAILED" in capfd.readouterr().out
+
+
+def write_lab(directory: Path, name: str, where: str, outcomes: dict[str, str]) -> None:
+    levels = {"e2e": {kind: list(outcomes.values()).count(kind) for kind in set(outcomes.values())}}
+    tests = {test: {"outcome": outcome, "seconds": 1, "needs": []} for test, outcome in outcomes.items()}
+    document = {"where": where, "host": "x", "levels": levels, "skips": {}, "tests": tests}
+    (directory / f"{name}.json").write_text(json.dumps(document), "utf-8")
+
+
+def test_total_when_lab_ran_a_part_then_says_how_many_ran_where_and_what_is_left(tmp_path: Path) -> None:
+    write_lab(tmp_path, "host", "host", {"a": "deferred", "b": "deferred", "c": "passed"})
+    write_lab(tmp_path, "lab", "lab", {"a": "passed"})
+    lines, good = report.total(tmp_path, 0)
+    assert good
+    assert lines[-3:] == [
+        "  ran on this host: 1 passed, 0 failed, 0 skipped",
+        "  ran in the lab: 1 passed, 0 failed, 0 skipped",
+        "2 passed, 0 failed, 0 skipped",
+    ]
+    assert "  left to ./dev test --all: 1 of the lab's tests" in lines
+
+
+def test_total_when_lab_was_not_started_then_its_tests_are_skipped_ones(tmp_path: Path) -> None:
+    write_lab(tmp_path, "host", "host", {"a": "deferred", "b": "deferred", "c": "passed"})
+    lines, good = report.total(tmp_path, 1)
+    assert not good
+    assert lines[-1] == "1 passed, 0 failed, 2 skipped"
+    assert "  skipped 2 × the lab was not started" in lines
+
+
+def test_total_when_lab_did_not_come_up_then_the_run_is_not_good(tmp_path: Path) -> None:
+    write_lab(tmp_path, "host", "host", {"c": "passed"})
+    document = {"where": "lab", "levels": {"lab": {"failed": 1}}, "skips": {}, "tests": {}}
+    (tmp_path / "lab.json").write_text(json.dumps(document), "utf-8")
+    assert not report.total(tmp_path, 1)[1]

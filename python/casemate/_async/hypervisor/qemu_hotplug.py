@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from msgspec import structs
@@ -12,6 +13,7 @@ from casemate import _core
 from casemate._async.qmp import AsyncQmpClient
 from casemate._async.transaction import AsyncTransaction, Performer
 from casemate._compat import aio as compat
+from casemate.agent.messages import AwaitDeviceResponse
 from casemate.config.sandbox import TimeoutConfig
 from casemate.errors import (
     AlreadyExistsError,
@@ -42,6 +44,7 @@ class AsyncHotplug:
         timeouts: How patient to be.
         changed: Called when a place was taken, before anything is made, and when one was given back.
         natives: What is done on the host, by name; None: as it is done.
+        plugged: What was plugged in before, by whoever had the VM until now.
 
     Attributes:
         topology: As it is now.
@@ -56,13 +59,14 @@ class AsyncHotplug:
         timeouts: TimeoutConfig,
         changed: Callable[[], None],
         natives: Mapping[str, Callable[..., Any]] | None = None,
+        plugged: Iterable[PluggedDevice] = (),
     ) -> None:
         self.topology = topology
         self._machine = machine
         self._timeouts = timeouts
         self._changed = changed
         self._natives = _NATIVES if natives is None else natives
-        self._plugged: dict[str, PluggedDevice] = {}
+        self._plugged = {one.device.id: one for one in plugged}
         self._lock = compat.Lock()
 
     @property
@@ -123,7 +127,8 @@ class AsyncHotplug:
                 await transaction.run()
             except BaseException:
                 # Plugged in again, the guest may call it something else.
-                if (answer := transaction.results.get("qemu.device_del.undo")) is not None:
+                answer = transaction.results.get("qemu.device_del.undo")
+                if isinstance(answer, AwaitDeviceResponse):
                     self._plugged[device_id] = structs.replace(plugged, guest_name=answer.name)
                 raise
             del self._plugged[device_id]
@@ -153,7 +158,7 @@ class AsyncHotplug:
             )
         if not self.topology.free_count:
             raise ResourceExhaustedError(
-                f"all {self.topology.capacity} root ports are taken: raise hotplug_ports"
+                f"all {self.topology.capacity} places are taken: raise hotplug_ports or hotplug_bridges"
             )
         self.topology, place = self.topology.allocate(device.id)
         return place
@@ -217,12 +222,13 @@ async def _execute(client: AsyncQmpClient, call: QmpCall, results: Mapping[str, 
         value, _ = await _ask_qemu(client, call, limit_s, fds)
         return value
     # Awaited from before the command is sent: the event may overtake the answer.
+    deadline = time.monotonic() + limit_s
     gone = client.expect(call.awaits.name, call.awaits.refused, match=call.awaits.match)
     try:
         _, done_already = await _ask_qemu(client, call, limit_s, fds)
         if done_already:
             return None
-        event = await gone.wait(limit_s)
+        event = await gone.wait(max(deadline - time.monotonic(), 0.001))
     finally:
         gone.cancel()
     if event.name == call.awaits.refused:

@@ -18,6 +18,7 @@ _DRIVERS = (
     "virtio-rng-device",
     "pcie-root-port",
     "pci-bridge",
+    "pcie-pci-bridge",
     "vhost-user-vsock-pci",
     "vhost-user-vsock-device",
     "vhost-vsock-pci",

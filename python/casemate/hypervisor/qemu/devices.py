@@ -14,6 +14,7 @@ __all__ = [
     "Chardev",
     "Device",
     "MemoryBackend",
+    "PciePciBridge",
     "PcieRootPort",
     "RngBackend",
     "VhostUserVsock",
@@ -150,6 +151,12 @@ class PcieRootPort(Device, frozen=True, kw_only=True):
     def properties(self) -> dict[str, Value]:
         """All but the driver. The chassis and slot numbers make the port's name in the guest unique; chassis 0 is the root's."""
         return {**super().properties(), "chassis": self.number + 1, "slot": self.number + 1}
+
+
+class PciePciBridge(Device, frozen=True, kw_only=True):
+    """A conventional bus behind a root port, for many devices."""
+
+    pci_driver: ClassVar[str] = "pcie-pci-bridge"
 
 
 class VirtioBlk(Device, frozen=True, kw_only=True):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TypedDict
 
 import msgspec
+from msgspec import structs
 
 from casemate.config.sandbox import SandboxConfig
 from casemate.errors import InvalidConfigError, ResourceExhaustedError, UnsupportedError
@@ -125,7 +126,7 @@ def make_plan(
         fds["vsock"] = FIRST_FD + 2
     if vsock.kind == "vhost-user":
         chardevs.append(devices.Chardev(id="vsock", fd=fds.get("vsock"), path=vsock.path))
-    ports = tuple(_port(number) for number in range(config.root_ports))
+    bridges, topology = _plan_bridges(config)
     all_disks = [*_image_disk(assets), *disks]
     addresses = _place_disks(all_disks, pci)
     return VmPlan(
@@ -151,7 +152,7 @@ def make_plan(
         rng=devices.RngBackend(id="rng0"),
         nodes=tuple(block_node(disk) for disk in all_disks),
         devices=(
-            *ports,
+            *bridges,
             devices.VirtioRng(id="virtio-rng0", rng="rng0", **_placed(_RNG_SLOT, pci)),
             *_vsock_devices(vsock, fds, pci),
             *(
@@ -161,7 +162,7 @@ def make_plan(
         ),
         assets=assets,
         disks=tuple(addresses[len(all_disks) - len(disks) :]),
-        topology=Topology(bridges=tuple(map(_bridge_of, ports))),
+        topology=topology,
         extra_arguments=tuple(config.qemu_arguments),
         seccomp=config.seccomp,
         debug=config.debug,
@@ -311,10 +312,26 @@ def _placed(slot: int, pci: bool) -> Place:
     return {"bus": devices.ROOT_BUS, "slot": slot} if pci else {}
 
 
-def _port(number: int) -> devices.PcieRootPort:
-    return devices.PcieRootPort(
-        id=f"rp{number}", number=number, bus=devices.ROOT_BUS, slot=_PORT_SLOTS[number]
-    )
+def _plan_bridges(config: SandboxConfig) -> tuple[list[devices.Device], Topology]:
+    """Root ports, then bridges behind root ports of their own: in this order they are filled."""
+    made: list[devices.Device] = []
+    bridges: list[Bridge] = []
+    for number in range(config.root_ports):
+        port = _port(f"rp{number}", number)
+        made.append(port)
+        bridges.append(_bridge_of(port))
+    for number in range(config.hotplug_bridges):
+        port = _port(f"rpbr{number}", config.root_ports + number)
+        made += [port, devices.PciePciBridge(id=f"br{number}", bus=port.id, slot=0)]
+        bridges.append(structs.replace(_bridge_of(port), open=False))
+        bridges.append(
+            Bridge(id=f"br{number}", kind=BridgeKind.PCIE_BRIDGE, address=str(PciAddress(0)), parent=port.id)
+        )
+    return made, Topology(bridges=tuple(bridges))
+
+
+def _port(name: str, number: int) -> devices.PcieRootPort:
+    return devices.PcieRootPort(id=name, number=number, bus=devices.ROOT_BUS, slot=_PORT_SLOTS[number])
 
 
 def _bridge_of(port: devices.PcieRootPort) -> Bridge:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 
 import msgspec
@@ -96,6 +95,9 @@ def is_loopback(host: str) -> bool:
     bare = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
     if bare == "localhost":
         return True
+    # Here: every start imports this module, and few ask.
+    import ipaddress
+
     try:
         return ipaddress.ip_address(bare).is_loopback
     except ValueError:

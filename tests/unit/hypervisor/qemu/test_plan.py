@@ -187,6 +187,32 @@ def test_topology_when_q35_then_each_port_is_where_its_device_says() -> None:
     assert topology.free_count == 0
 
 
+def test_topology_when_bridges_are_asked_for_then_behind_ports_of_their_own_and_filled_last() -> None:
+    made = plan(SandboxConfig(hotplug_ports=1, hotplug_bridges=2))
+    later = [(device.id, device.driver, device.bus, device.slot) for device in made.devices[:5]]
+
+    topology, paths = made.topology, []
+    for number in range(61):
+        topology, place = topology.allocate(f"d{number}")
+        paths.append(place.path)
+
+    assert later == [
+        ("rp0", "pcie-root-port", "pcie.0", 0x0F),
+        ("rpbr0", "pcie-root-port", "pcie.0", 0x10),
+        ("br0", "pcie-pci-bridge", "rpbr0", 0),
+        ("rpbr1", "pcie-root-port", "pcie.0", 0x11),
+        ("br1", "pcie-pci-bridge", "rpbr1", 0),
+    ]
+    assert (paths[0], paths[1], paths[30], paths[31], paths[60]) == (
+        "0f/00",
+        "10/00/01",
+        "10/00/1e",
+        "11/00/01",
+        "11/00/1e",
+    )
+    assert topology.free_count == 0
+
+
 def test_capabilities_when_microvm_then_nothing_is_hot_plugged() -> None:
     microvm = planning.capabilities("microvm", "kvm")
     q35 = planning.capabilities("q35", "tcg")
