@@ -6,7 +6,7 @@ import os
 import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from casemate._async.agent import DEVICE_SERVICE, AsyncAgentClient
 from casemate._async.hypervisor import AsyncHypervisor
@@ -22,7 +22,8 @@ from casemate.errors import (
     NotFoundError,
     VmmExitedError,
 )
-from casemate.hypervisor import BlockDevice, NicDevice, PluggedDevice
+from casemate.hypervisor import BlockDevice, NicDevice
+from casemate.hypervisor.attachments import attachment_of
 from casemate.hypervisor.index import lowest_free
 from casemate.transaction import GuestCall
 from casemate.types import Attachment, BlockAttachment, NicAttachment
@@ -84,15 +85,7 @@ class AsyncDevices:
                 serial=name,
             )
             plugged = await self._driver.attach(disk, self._ask)
-            attachment = BlockAttachment(
-                id=name,
-                path=text,
-                readonly=readonly,
-                pci_path=plugged.pci_path,
-                device=_node(plugged),
-            )
-            await self._keep(attachment)
-            return attachment
+            return cast("BlockAttachment", await self._keep(attachment_of(plugged)))
 
     async def attach_nic(self, *, mac: str | None, netns: str | None, owner: int | None) -> NicAttachment:
         """See :meth:`AsyncSandbox.attach_nic`."""
@@ -100,16 +93,7 @@ class AsyncDevices:
             name = lowest_free(self._driver.topology.places(), "nic")
             nic = NicDevice(id=name, mac=_random_mac() if mac is None else mac, netns=netns, owner=owner)
             plugged = await self._driver.attach(nic, self._ask)
-            attachment = NicAttachment(
-                id=name,
-                mac=nic.mac,
-                tap=plugged.host_name,
-                netns=netns,
-                pci_path=plugged.pci_path,
-                interface=plugged.guest_name,
-            )
-            await self._keep(attachment)
-            return attachment
+            return cast("NicAttachment", await self._keep(attachment_of(plugged)))
 
     async def detach(self, device_id: str) -> None:
         """See :meth:`AsyncSandbox.detach`."""
@@ -123,8 +107,8 @@ class AsyncDevices:
                 self._follow(device_id)
             self._changed()
 
-    async def _keep(self, attachment: Attachment) -> None:
-        """Write it down; what can't be written down is not kept."""
+    async def _keep(self, attachment: Attachment) -> Attachment:
+        """Write it down and return it; what can't be written down is not kept."""
         self._attachments[attachment.id] = attachment
         try:
             self._changed()
@@ -143,17 +127,15 @@ class AsyncDevices:
             if cause is error:
                 raise
             raise cause from error
+        return attachment
 
     def _follow(self, device_id: str) -> None:
         """Take over what the driver says of a device: it is gone, or was plugged in again under another name."""
-        attachment = self._attachments.get(device_id)
         plugged = next((one for one in self._driver.plugged if one.device.id == device_id), None)
         if plugged is None:
             self._attachments.pop(device_id, None)
-        elif isinstance(attachment, BlockAttachment):
-            self._attachments[device_id] = _changed(attachment, device=_node(plugged))
-        elif attachment is not None:
-            self._attachments[device_id] = _changed(attachment, interface=plugged.guest_name)
+        elif device_id in self._attachments:
+            self._attachments[device_id] = attachment_of(plugged)
 
     async def _await_device(
         self, call: GuestCall, results: Mapping[str, Any], limit_s: float
@@ -173,16 +155,6 @@ class AsyncDevices:
                 waited_s=limit_s,
                 op="guest.await_device",
             ) from error
-
-
-def _changed(attachment: Any, **names: str | None) -> Any:
-    from msgspec import structs
-
-    return structs.replace(attachment, **names)
-
-
-def _node(plugged: PluggedDevice) -> str | None:
-    return None if plugged.guest_name is None else f"/dev/{plugged.guest_name}"
 
 
 def _check_file(given: Path, *, readonly: bool) -> tuple[str, bool]:

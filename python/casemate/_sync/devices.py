@@ -7,7 +7,7 @@ import os
 import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from casemate._sync.agent import DEVICE_SERVICE, AgentClient
 from casemate._sync.hypervisor import Hypervisor
@@ -23,7 +23,8 @@ from casemate.errors import (
     NotFoundError,
     VmmExitedError,
 )
-from casemate.hypervisor import BlockDevice, NicDevice, PluggedDevice
+from casemate.hypervisor import BlockDevice, NicDevice
+from casemate.hypervisor.attachments import attachment_of
 from casemate.hypervisor.index import lowest_free
 from casemate.transaction import GuestCall
 from casemate.types import Attachment, BlockAttachment, NicAttachment
@@ -85,15 +86,7 @@ class Devices:
                 serial=name,
             )
             plugged = self._driver.attach(disk, self._ask)
-            attachment = BlockAttachment(
-                id=name,
-                path=text,
-                readonly=readonly,
-                pci_path=plugged.pci_path,
-                device=_node(plugged),
-            )
-            self._keep(attachment)
-            return attachment
+            return cast("BlockAttachment", self._keep(attachment_of(plugged)))
 
     def attach_nic(self, *, mac: str | None, netns: str | None, owner: int | None) -> NicAttachment:
         """See :meth:`Sandbox.attach_nic`."""
@@ -101,16 +94,7 @@ class Devices:
             name = lowest_free(self._driver.topology.places(), "nic")
             nic = NicDevice(id=name, mac=_random_mac() if mac is None else mac, netns=netns, owner=owner)
             plugged = self._driver.attach(nic, self._ask)
-            attachment = NicAttachment(
-                id=name,
-                mac=nic.mac,
-                tap=plugged.host_name,
-                netns=netns,
-                pci_path=plugged.pci_path,
-                interface=plugged.guest_name,
-            )
-            self._keep(attachment)
-            return attachment
+            return cast("NicAttachment", self._keep(attachment_of(plugged)))
 
     def detach(self, device_id: str) -> None:
         """See :meth:`Sandbox.detach`."""
@@ -124,8 +108,8 @@ class Devices:
                 self._follow(device_id)
             self._changed()
 
-    def _keep(self, attachment: Attachment) -> None:
-        """Write it down; what can't be written down is not kept."""
+    def _keep(self, attachment: Attachment) -> Attachment:
+        """Write it down and return it; what can't be written down is not kept."""
         self._attachments[attachment.id] = attachment
         try:
             self._changed()
@@ -144,17 +128,15 @@ class Devices:
             if cause is error:
                 raise
             raise cause from error
+        return attachment
 
     def _follow(self, device_id: str) -> None:
         """Take over what the driver says of a device: it is gone, or was plugged in again under another name."""
-        attachment = self._attachments.get(device_id)
         plugged = next((one for one in self._driver.plugged if one.device.id == device_id), None)
         if plugged is None:
             self._attachments.pop(device_id, None)
-        elif isinstance(attachment, BlockAttachment):
-            self._attachments[device_id] = _changed(attachment, device=_node(plugged))
-        elif attachment is not None:
-            self._attachments[device_id] = _changed(attachment, interface=plugged.guest_name)
+        elif device_id in self._attachments:
+            self._attachments[device_id] = attachment_of(plugged)
 
     def _await_device(
         self, call: GuestCall, results: Mapping[str, Any], limit_s: float
@@ -174,16 +156,6 @@ class Devices:
                 waited_s=limit_s,
                 op="guest.await_device",
             ) from error
-
-
-def _changed(attachment: Any, **names: str | None) -> Any:
-    from msgspec import structs
-
-    return structs.replace(attachment, **names)
-
-
-def _node(plugged: PluggedDevice) -> str | None:
-    return None if plugged.guest_name is None else f"/dev/{plugged.guest_name}"
 
 
 def _check_file(given: Path, *, readonly: bool) -> tuple[str, bool]:

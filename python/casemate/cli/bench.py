@@ -5,10 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from casemate.cli import options as common
 from casemate.config.settings import Settings
 from casemate.errors import InvalidConfigError
+
+if TYPE_CHECKING:
+    from casemate.bench.report import Report
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,22 +29,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     startup.add_argument("--plot", type=Path, default=None, metavar="FILE", help="write a picture, FILE.svg")
     common.add_json(startup)
     startup.add_argument("command_line", metavar="COMMAND", nargs="*", help="command in the image")
+    hotplug = benches.add_parser(
+        "hotplug", help="call to a disk or network interface that can be used in the guest, and back"
+    )
+    common.add_sandbox_options(hotplug)
+    hotplug.add_argument("-n", "--runs", type=int, default=20, help="how many of each (default 20)")
+    common.add_json(hotplug)
 
 
 def run(options: argparse.Namespace) -> int:
     """Run a benchmark."""
+    if not 1 <= options.runs <= 10000:
+        raise InvalidConfigError(f"-n is {options.runs}, 1 to 10000 is expected", path="runs")
+    return _hotplug(options) if options.bench == "hotplug" else _startup(options)
+
+
+def _hotplug(options: argparse.Namespace) -> int:
+    from casemate.bench.hotplug import measure
+
+    report = measure(
+        common.sandbox_config(options),
+        runs=options.runs,
+        settings=Settings.from_environment(),
+        progress=_progress,
+    )
+    return _print(report, as_json=options.json)
+
+
+def _startup(options: argparse.Namespace) -> int:
     from casemate._sync.run import without_ports
-    from casemate.bench import report as reports
     from casemate.bench.plot import svg
     from casemate.bench.startup import measure
 
-    if not 1 <= options.runs <= 10000:
-        raise InvalidConfigError(f"-n is {options.runs}, 1 to 10000 is expected", path="runs")
     if options.plot is not None and options.plot.suffix != ".svg":
         raise InvalidConfigError(f"--plot {options.plot}: a name that ends in .svg is expected", path="plot")
-
-    def progress(text: str) -> None:
-        print(text, file=sys.stderr)
 
     report = measure(
         without_ports(common.sandbox_config(options)),
@@ -48,11 +70,22 @@ def run(options: argparse.Namespace) -> int:
         settings=Settings.from_environment(),
         image=options.image,
         command=tuple(options.command_line) or None,
-        progress=progress,
+        progress=_progress,
     )
     if options.plot is not None:
         options.plot.write_text(svg(report), "utf-8")
-    if options.json:
+    return _print(report, as_json=options.json)
+
+
+def _progress(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _print(report: Report, *, as_json: bool) -> int:
+    """Show a report; the exit status says whether all its first figure's runs came off."""
+    from casemate.bench import report as reports
+
+    if as_json:
         common.print_json(report)
     else:
         head, *rows = reports.table(report)

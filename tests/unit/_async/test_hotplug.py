@@ -8,6 +8,7 @@ import socket
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
+import msgspec
 import pytest
 
 from casemate._async.hypervisor.qemu_hotplug import AsyncHotplug
@@ -28,10 +29,12 @@ from casemate.errors import (
     VmmExitedError,
 )
 from casemate.hypervisor import BlockDevice, NicDevice
+from casemate.hypervisor.attachments import attachment_of, plugged_of
 from casemate.hypervisor.pci import Bridge, BridgeKind, Topology
 from casemate.hypervisor.qemu.hotplug import plan_attach, plan_detach
 from casemate.observe import failpoints
 from casemate.transaction import GuestCall
+from casemate.types import Attachment
 from tests.support.fake_devices import FakeDevices
 from tests.support.fake_qmp import SILENCE, FakeQmp, Refusal
 
@@ -392,6 +395,33 @@ async def test_attach_when_two_come_at_once_then_one_after_the_other() -> None:
         names = [command.get("execute") for command in made.qemu.commands[1:]]
         assert names == ["blockdev-add", "device_add", "getfd", "netdev_add", "device_add"]
         assert [plugged.pci_path for plugged in made.engine.plugged] == ["0f/00", "10/00"]
+
+
+@DEVICES
+async def test_engine_when_made_from_what_another_wrote_then_it_goes_on_with_the_same_map(
+    device: Device,
+) -> None:
+    two = Topology(bridges=(*ONE_PORT.bridges, Bridge(id="rp1", kind=BridgeKind.ROOT_PORT, address="10")))
+    async with rig(two) as made:
+        await made.attach(device)
+        document = msgspec.json.encode(
+            {"topology": made.written[-1], "devices": [attachment_of(one) for one in made.engine.plugged]}
+        )
+
+        topology = msgspec.convert(msgspec.json.decode(document)["topology"], Topology, str_keys=True)
+        (attachment,) = msgspec.convert(msgspec.json.decode(document)["devices"], tuple[Attachment, ...])
+        other = AsyncHotplug(
+            topology, "q35", FAST, lambda: None, made.taps.natives(), [plugged_of(attachment)]
+        )
+
+        more = NicDevice(id="nic7", mac=NIC.mac)
+        assert (await other.attach(made.client, more, None)).pci_path == "10/00"
+        with failpoints.armed("qemu.device_del.after=1*error"), pytest.raises(HypervisorError):
+            await other.detach(made.client, device.id, made.guest.ask)
+        assert len(made.devices.devices) == 2
+        for one in (device, more):
+            await other.detach(made.client, one.id, None)
+        assert (made.devices.everything(), other.topology, other.plugged) == (set(), two, ())
 
 
 async def test_detach_when_the_guest_takes_its_time_then_other_commands_go_on() -> None:

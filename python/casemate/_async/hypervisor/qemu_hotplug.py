@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from msgspec import structs
@@ -44,6 +44,7 @@ class AsyncHotplug:
         timeouts: How patient to be.
         changed: Called when a place was taken, before anything is made, and when one was given back.
         natives: What is done on the host, by name; None: as it is done.
+        plugged: What was plugged in before, by whoever had the VM until now.
 
     Attributes:
         topology: As it is now.
@@ -58,13 +59,14 @@ class AsyncHotplug:
         timeouts: TimeoutConfig,
         changed: Callable[[], None],
         natives: Mapping[str, Callable[..., Any]] | None = None,
+        plugged: Iterable[PluggedDevice] = (),
     ) -> None:
         self.topology = topology
         self._machine = machine
         self._timeouts = timeouts
         self._changed = changed
         self._natives = _NATIVES if natives is None else natives
-        self._plugged: dict[str, PluggedDevice] = {}
+        self._plugged = {one.device.id: one for one in plugged}
         self._lock = compat.Lock()
 
     @property
