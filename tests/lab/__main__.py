@@ -33,8 +33,6 @@ SHELL_LIMIT_S = 24 * 3600
 def main(arguments: list[str] | None = None) -> int:
     """Exit status: the job's, 1 when tests failed or the lab did not do its work, 2 for wrong use, 130 for Ctrl-C."""
     options = _parser().parse_args(arguments)
-    # As Ctrl-C: what was made is removed on the way out.
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         return Lab(options).act()
     except (LabError, CasemateError) as error:
@@ -227,4 +225,6 @@ def _raw_terminal() -> Iterator[None]:
 
 
 if __name__ == "__main__":
+    # As Ctrl-C: what was made is removed on the way out.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     sys.exit(main())
