@@ -51,6 +51,9 @@ def say(text: str) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="./dev lab", description=__doc__)
     parser.add_argument("--boot-s", type=float, default=300.0, help="seconds until the lab must be up")
+    parser.add_argument(
+        "--vcpus", type=int, default=1, help="processors of the lab; they share one of the host's"
+    )
     parser.add_argument("--limit-s", type=int, help="seconds that the job may take")
     parser.add_argument(
         "--from-tree",
@@ -203,7 +206,7 @@ class Lab:
             limits=Limits(boot_s=self._options.boot_s * self._factor),
             output=sys.stdout.buffer,
             keyboard_fd=keyboard_fd,
-            vcpus=max(1, min(os.cpu_count() or 1, 8)),
+            vcpus=self._options.vcpus,
         )
         say(
             f"lab: status {outcome.status}, up after {outcome.ready_s:.0f} s, off after {outcome.whole_s:.0f} s,"

@@ -23,7 +23,7 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
         results: Disk that takes the job's results, a tar archive.
         limit_s: The job's time; the machine ends it by itself.
         shell: The job talks to a person.
-        vcpus: As many as the host has processors is right.
+        vcpus: Processors. More than one are no faster, they take turns.
         memory_mib: Four guests of 512 MiB fit into the default.
     """
 
@@ -34,7 +34,7 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     results: Path
     limit_s: int
     shell: bool = False
-    vcpus: int = 2
+    vcpus: int = 1
     memory_mib: int = 4096
 
 
