@@ -228,6 +228,7 @@ def _raw_terminal() -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    # As Ctrl-C: what was made is removed on the way out.
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    # Either removes what was made on the way out, also where a shell has made us ignore Ctrl-C, as it does in the background.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     sys.exit(main())
