@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import select
 import socket
@@ -28,6 +27,7 @@ from casemate.hypervisor import VmmProcess
 from casemate.keeper.client import KeeperClient, encode_bytes
 from casemate.keeper.vmm import KeptVmm
 from casemate.observe import failpoints
+from casemate.observe.log import Log
 from casemate.persist.record import ProcessRecord, SandboxRecord
 from casemate.persist.recovery import cleanup
 from casemate.persist.store import (
@@ -40,7 +40,7 @@ from casemate.persist.store import (
 
 __all__ = ["AsyncKept"]
 
-_log = logging.getLogger(__name__)
+_log = Log(__name__)
 
 _END_S = 15.0
 

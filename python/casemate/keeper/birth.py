@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import select
 import socket
@@ -20,12 +19,13 @@ from casemate.hypervisor import VmmProcess
 from casemate.keeper.client import KeeperClient, encode_bytes
 from casemate.keeper.vmm import KeptVmm
 from casemate.observe import failpoints
+from casemate.observe.log import Log
 from casemate.persist.record import ProcessRecord
 from casemate.persist.store import kill_recorded, process_record
 
 __all__ = ["NewKeeper"]
 
-_log = logging.getLogger(__name__)
+_log = Log(__name__)
 
 _CONTROL_FD = 3
 _START_S = 10.0

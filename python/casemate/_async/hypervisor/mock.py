@@ -176,6 +176,11 @@ class AsyncMockHypervisor:
         self._note("resume")
         self._signal(signal.SIGCONT)
 
+    async def check(self, timeout_s: float) -> None:
+        """Whether it has not ended. Raises: VmmExitedError. Does not block."""
+        if self.process.exit_status() is not None:
+            raise VmmExitedError("the fake VMM has ended", status=self.process.exit_status())
+
     @property
     def plugged(self) -> tuple[PluggedDevice, ...]:
         """What was attached, in the order of its coming."""

@@ -78,6 +78,9 @@ class Hypervisor(Protocol):
     def resume(self) -> None:
         """Let the vCPUs go on."""
 
+    def check(self, timeout_s: float) -> None:
+        """Ask the VMM whether its guest runs. Raises: HypervisorError, DeadlineExceededError."""
+
     @property
     def topology(self) -> Topology:
         """The places for later devices, and what has them."""
