@@ -43,10 +43,11 @@ PLUG = tuple(
     f"{name}{behind}" for name in ("qemu.blockdev_add", "qemu.device_add") for behind in ("", ".after")
 )
 UNPLUG = ("qemu.device_del", "qemu.device_del.after", "qemu.blockdev_del")
-# Swept where devices come and go on purpose: tests/e2e/test_hotplug.py.
-DEVICES = ("tap.", "guest.", "qemu.getfd", "qemu.netdev_")
+# Swept where devices come and go on purpose, tests/e2e/test_hotplug.py, where a sandbox is detached, test_detached.py, and where images
+# come and go, tests/integration/images.
+ELSEWHERE = ("tap.", "guest.", "qemu.getfd", "qemu.netdev_", "keeper.", "image.")
 START = tuple(
-    name for name in failpoints.POINTS if name not in UNDO + PLUG + UNPLUG and not name.startswith(DEVICES)
+    name for name in failpoints.POINTS if name not in UNDO + PLUG + UNPLUG and not name.startswith(ELSEWHERE)
 )
 # The document is written before the VMM, with its pid, and when all runs.
 LATER_WRITES = tuple((name, f"{count}*off->") for name in ("store.write", "store.rename") for count in (1, 2))

@@ -50,8 +50,13 @@ def say(text: str) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="./dev lab", description=__doc__)
-    parser.add_argument("--boot-s", type=float, default=180.0, help="seconds until the lab must be up")
+    parser.add_argument("--boot-s", type=float, default=300.0, help="seconds until the lab must be up")
     parser.add_argument("--limit-s", type=int, help="seconds that the job may take")
+    parser.add_argument(
+        "--from-tree",
+        action="store_true",
+        help="the package as it lies in this tree in place of a built wheel",
+    )
     parser.add_argument("--output", type=Path, help="directory for logs and results (test-report/lab)")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("build", help="make the image, or say that it is there")
@@ -110,8 +115,8 @@ class Lab:
         image = self._image()
         with Store(self._cache).staging("shell") as staging:
             libraries = self._libraries(image)
-            package = payload.build_package(staging)
-            job = payload.test_job(image, package, libraries, Path(os.devnull), [], limit_s=SHELL_LIMIT_S)
+            package = self._package(staging)
+            job = payload.test_job(package, libraries, Path(os.devnull), [], limit_s=SHELL_LIMIT_S)
             job = Job(
                 command=["bash", "-i"],
                 environment=job.environment,
@@ -135,8 +140,8 @@ class Lab:
                     return 0
                 image = self._image()
                 libraries = self._libraries(image)
-                package = payload.build_package(staging)
-                job = payload.test_job(image, package, libraries, tests, [], limit_s=limit_s)
+                package = self._package(staging)
+                job = payload.test_job(package, libraries, tests, [], limit_s=limit_s)
                 outcome = self._go(job, image)
             return self._tell(outcome, limit_s)
         except LabError:
@@ -174,6 +179,11 @@ class Lab:
 
     def _libraries(self, image: LabImage) -> Path:
         return payload.ensure_libraries(self._cache, image.python, say=say, timeout_factor=self._factor)
+
+    def _package(self, staging: Path) -> Path:
+        if self._options.from_tree:
+            return payload.ROOT / "python"
+        return payload.build_package(staging, timeout_factor=self._factor)
 
     def _limit_s(self, default_s: int) -> int:
         return self._options.limit_s or int(default_s * self._factor)

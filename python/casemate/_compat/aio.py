@@ -7,11 +7,14 @@ import contextlib
 import os
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from casemate import _core
 from casemate._compat._aio_channel import Channel, Slot
 from casemate.errors import AgentConnectionError
+
+if TYPE_CHECKING:
+    from _typeshed import HasFileno
 
 __all__ = [
     "AgentConnection",
@@ -117,7 +120,7 @@ class Reply:
 class AgentConnection:
     """An agent connection served by the running loop: the loop's own thread runs the codec."""
 
-    def __init__(self, take_fd: int, watch: _core.ChildProcess | None = None) -> None:
+    def __init__(self, take_fd: int, watch: HasFileno | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         self._native = _core.Connection(take_fd, watch=watch)
         self._fd = self._native.fileno()

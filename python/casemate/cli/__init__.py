@@ -1,8 +1,8 @@
 """The command line: ``casemate``. Results go to stdout, everything else to stderr.
 
-Exit status: that of the container for ``run`` and ``exec``; else 0, 1 when an operation failed, 2 for wrong use, 125 when ``run`` or
-``exec`` failed before the command ran, 126 when the command can't be executed, 127 when there is no such command, 128 + n when signal n
-ended it.
+Exit status: that of the container for ``run``, ``exec`` and ``attach``; else 0, 1 when an operation failed, 2 for wrong use, 125 when
+one of these three failed before the command ran, 126 when the command can't be executed, 127 when there is no such command, 128 + n
+when signal n ended it.
 """
 
 from __future__ import annotations
@@ -17,10 +17,15 @@ __all__ = ["main"]
 
 COMMANDS = {
     "run": "make a sandbox, run one container in it, remove both",
+    "create": "make a sandbox that goes on without this command; its container is not started",
+    "start": "start what was created",
     "exec": "run another command in a container of a living sandbox",
+    "logs": "show what a container of a detached sandbox wrote",
+    "attach": "join this terminal to a container of a detached sandbox",
     "ps": "list sandboxes and their containers",
     "inspect": "show all that is known of a sandbox or an image",
     "kill": "send a signal to a container's first process",
+    "stop": "end detached sandboxes and remove them",
     "rm": "remove a sandbox, or what a dead one left",
     "cleanup": "remove what dead owners left, from disk alone",
     "pull": "bring an image here from its registry, and unpack it",
@@ -64,7 +69,7 @@ def _run(words: Sequence[str]) -> int:
 def _guarded(options: argparse.Namespace) -> int:
     from casemate.errors import CasemateError
 
-    before_command = 125 if options.command in ("run", "exec") else 1
+    before_command = 125 if options.command in ("run", "exec", "attach") else 1
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _end)
     try:

@@ -28,16 +28,31 @@ _log = Log(__name__)
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 
 
-def attach(process: Process, *, stdin: bool, wait: Callable[[], int]) -> int:
+def attach(
+    process: Process,
+    *,
+    stdin: bool,
+    wait: Callable[[], int],
+    copy: Callable[[], None] | None = None,
+    keep_input: bool = False,
+) -> int:
     """Join this process's streams to ``process`` until it ended; return its exit status.
 
     Signals go to it. With a terminal this process's terminal is raw meanwhile, and its size is passed on.
+
+    Args:
+        stdin: Pass standard input on.
+        wait: Returns the exit status.
+        copy: Copies its output to its end; None: from its streams.
+        keep_input: Its input stays open when ours is not passed on or at its end: others may write there.
+
     Blocks: until it ended. Needs: the main thread, for the signals.
     """
-    with _raw_terminal(process.terminal and stdin), _signals() as signals, _Control(process, signals, stdin):
+    control = _Control(process, stdin=stdin, keep_input=keep_input)
+    with _raw_terminal(process.terminal and stdin), _signals() as signals, control.passing(signals):
         if process.terminal:
             _resize(process)
-        _copy_outputs(process)
+        (copy or (lambda: _copy_outputs(process)))()
         return wait()
 
 
@@ -114,25 +129,30 @@ def _signals() -> Iterator[int]:
 class _Control:
     """A thread that passes input and signals on while the main thread copies output."""
 
-    def __init__(self, process: Process, signals: int, stdin: bool) -> None:
+    def __init__(self, process: Process, *, stdin: bool, keep_input: bool) -> None:
         self._process = process
-        self._signals = signals
         self._stdin = stdin
-        self._stop_reading, self._stop_writing = os.pipe2(os.O_CLOEXEC)
-        self._thread = threading.Thread(target=self._run, name="casemate-input")
+        self._keep_input = keep_input
+        self._signals = -1
+        self._stop_reading = -1
 
-    def __enter__(self) -> _Control:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self._stop_writing)
-        self._thread.join()
-        os.close(self._stop_reading)
+    @contextlib.contextmanager
+    def passing(self, signals: int) -> Iterator[None]:
+        """Do so until the end of the block; numbers of signals are read from ``signals``."""
+        self._signals = signals
+        self._stop_reading, stop_writing = os.pipe2(os.O_CLOEXEC)
+        thread = threading.Thread(target=self._run, name="casemate-input")
+        thread.start()
+        try:
+            yield
+        finally:
+            os.close(stop_writing)
+            thread.join()
+            os.close(self._stop_reading)
 
     def _run(self) -> None:
         try:
-            if not self._stdin:
+            if not self._stdin and not self._keep_input:
                 self._process.stdin.close()
             self._loop()
         except CasemateError as error:
@@ -157,7 +177,7 @@ class _Control:
     def _send(self, data: bytes) -> bool:
         if data:
             self._process.stdin.write(data)
-        else:
+        elif not self._keep_input:
             self._process.stdin.close()
         return bool(data)
 

@@ -122,38 +122,60 @@ def test_pull_when_it_breaks_again_and_again_then_error_and_the_next_one_goes_on
     assert cached(settings, "parts") == []
 
 
-def test_pull_when_the_process_is_killed_then_the_next_one_goes_on(
-    registry: FakeRegistry, image: str, settings: Settings
-) -> None:
+@pytest.fixture
+def stuck(registry: FakeRegistry, image: str, settings: Settings) -> Iterator[subprocess.Popen[bytes]]:
+    """Another process that pulls the image and has 400,000 bytes of its layer; nobody else is held up."""
     layer = layer_of(registry)
 
     def hang(handler: Handler) -> bool:
-        if handler.path.endswith(layer) and "Range" not in handler.headers:
-            handler.send_head(200, len(registry.blobs[layer]))
-            handler.wfile.write(registry.blobs[layer][:400_000])
-            registry.ended.wait(60)
-            return True
-        return False
+        if not handler.path.endswith(layer) or "Range" in handler.headers:
+            return False
+        handler.send_head(200, len(registry.blobs[layer]))
+        handler.wfile.write(registry.blobs[layer][:400_000])
+        registry.ended.wait(60)
+        return True
 
     registry.fault = hang
     code = (
         "import sys; from pathlib import Path; import casemate\n"
         "casemate.pull(sys.argv[1], settings=casemate.Settings(cache_root=Path(sys.argv[2])))"
     )
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-c", code, image, str(settings.cache_root)],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-    )
-    part = settings.cache_root / "images/parts" / layer[7:]
-    deadline = time.monotonic() + 60
-    while not (part.exists() and part.stat().st_size == 400_000):
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait(10)
-    registry.ended.set()
+    ) as process:
+        part = settings.cache_root / "images/parts" / layer[7:]
+        deadline = time.monotonic() + 60
+        while not (part.exists() and part.stat().st_size == 400_000):
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.02)
+        yield process
+        process.kill()
+
+
+def test_pull_when_a_process_is_killed_then_the_next_one_goes_on(
+    stuck: subprocess.Popen[bytes], registry: FakeRegistry, image: str, settings: Settings
+) -> None:
+    stuck.send_signal(signal.SIGKILL)
+    stuck.wait(10)
     images.pull(image, settings=settings)
-    assert asked_for(registry, layer) == [None, "bytes=400000-"]
+    assert asked_for(registry, layer_of(registry)) == [None, "bytes=400000-"]
+    assert cached(settings, "parts") == cached(settings, "work") == []
+
+
+def test_pull_when_the_one_it_waits_for_is_killed_then_it_goes_on_itself(
+    stuck: subprocess.Popen[bytes], registry: FakeRegistry, image: str, settings: Settings
+) -> None:
+    told: list[str] = []
+
+    def kill_when_waiting(event: images.Progress) -> None:
+        told.append(event.phase)
+        stuck.send_signal(signal.SIGKILL)
+
+    pulled = images.pull(image, settings=settings, progress=kill_when_waiting)
+    assert told[0] == "wait" and "download" in told
+    assert pulled.name == image
+    assert asked_for(registry, layer_of(registry)) == [None, "bytes=400000-"]
     assert cached(settings, "parts") == cached(settings, "work") == []
 
 
