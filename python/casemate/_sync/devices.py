@@ -5,12 +5,11 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from casemate._sync.agent import DEVICE_SERVICE, AgentClient
-from casemate._sync.hypervisor import Hypervisor
 from casemate._sync.transaction import Performer
 from casemate._sync.undo import UndoStack, raise_with
 from casemate._compat import blocking as compat
@@ -23,13 +22,14 @@ from casemate.errors import (
     NotFoundError,
     VmmExitedError,
 )
-from casemate.hypervisor import BlockDevice, NicDevice
+from casemate.hypervisor import BlockDevice, NicDevice, PluggedDevice
 from casemate.hypervisor.attachments import attachment_of
 from casemate.hypervisor.index import lowest_free
+from casemate.hypervisor.pci import Topology
 from casemate.transaction import GuestCall
 from casemate.types import Attachment, BlockAttachment, NicAttachment
 
-__all__ = ["Devices"]
+__all__ = ["Devices", "Ports"]
 
 FEATURE = "casemate.await_device"
 """An agent with it can say whether the guest has a device."""
@@ -38,30 +38,50 @@ _ANSWER_S = 5.0
 _DEADLINE_EXCEEDED = 4
 
 
+class Ports(Protocol):
+    """A VMM, as far as devices come and go: a driver is one."""
+
+    @property
+    def topology(self) -> Topology:
+        """The places, and what has them."""
+
+    @property
+    def plugged(self) -> tuple[PluggedDevice, ...]:
+        """What is plugged in."""
+
+    def attach(self, device: BlockDevice | NicDevice, ask: Performer | None = None) -> PluggedDevice:
+        """Plug in a device."""
+
+    def detach(self, device_id: str, ask: Performer | None = None) -> None:
+        """Take a device away."""
+
+
 class Devices:
     """The devices that were attached to one running sandbox.
 
     Args:
-        driver: Its VMM.
+        driver: Its VMM, as far as devices come and go.
         agent: Its agent.
         features: What the agent announces.
         changed: Called when :attr:`attachments` changed.
+        attachments: What is attached already.
     """
 
     __slots__ = ("_agent", "_ask", "_attachments", "_changed", "_driver", "_lock")
 
     def __init__(
         self,
-        driver: Hypervisor,
+        driver: Ports,
         agent: AgentClient,
         features: tuple[str, ...],
-        changed: Callable[[], None],
+        changed: Callable[[], compat.Later[None]],
+        attachments: Iterable[Attachment] = (),
     ) -> None:
         self._driver = driver
         self._agent = agent
         self._ask: Performer | None = self._await_device if FEATURE in features else None
         self._changed = changed
-        self._attachments: dict[str, Attachment] = {}
+        self._attachments = {one.id: one for one in attachments}
         self._lock = compat.Lock()
 
     @property

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 from msgspec.structs import replace
 
+from casemate.observe.log import Log
 from casemate.persist.record import ContainerRecord, SandboxRecord
 from casemate.types import State
 
 __all__ = ["END_RECORD", "EXITS", "EndRecord", "ExitRecord", "read_end", "read_exits", "with_outcomes"]
 
-_log = logging.getLogger(__name__)
+_log = Log(__name__)
 
 END_RECORD = "end.json"
 EXITS = "exits"

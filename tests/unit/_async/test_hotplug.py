@@ -108,9 +108,10 @@ class Rig:
         self.guest = Guest(qemu, self.devices)
         self.taps = Taps()
         self.written: list[Topology] = []
-        self.engine = AsyncHotplug(
-            topology, "q35", timeouts, lambda: self.written.append(self.engine.topology), self.taps.natives()
-        )
+        self.engine = AsyncHotplug(topology, "q35", timeouts, self._write, self.taps.natives())
+
+    async def _write(self) -> None:
+        self.written.append(self.engine.topology)
 
     async def attach(self, device: Device) -> Any:
         return await self.engine.attach(self.client, device, self.guest.ask)
@@ -128,6 +129,10 @@ class Rig:
 
 async def died(error: HypervisorError) -> Exception:
     return VmmExitedError("QEMU is gone", status=-9)
+
+
+async def no_one() -> None:
+    """Nobody wants to know of a change."""
 
 
 @contextlib.asynccontextmanager
@@ -349,7 +354,7 @@ async def test_attach_when_undoing_fails_then_both_are_told_and_detach_goes_on_w
 async def test_attach_when_the_place_cannot_be_written_then_nothing_is_made() -> None:
     async with rig() as made:
 
-        def full() -> None:
+        async def full() -> None:
             raise HostError("no space left", errno=28)
 
         engine = AsyncHotplug(ONE_PORT, "q35", FAST, full, made.taps.natives())
@@ -410,9 +415,7 @@ async def test_engine_when_made_from_what_another_wrote_then_it_goes_on_with_the
 
         topology = msgspec.convert(msgspec.json.decode(document)["topology"], Topology, str_keys=True)
         (attachment,) = msgspec.convert(msgspec.json.decode(document)["devices"], tuple[Attachment, ...])
-        other = AsyncHotplug(
-            topology, "q35", FAST, lambda: None, made.taps.natives(), [plugged_of(attachment)]
-        )
+        other = AsyncHotplug(topology, "q35", FAST, no_one, made.taps.natives(), [plugged_of(attachment)])
 
         more = NicDevice(id="nic7", mac=NIC.mac)
         assert (await other.attach(made.client, more, None)).pci_path == "10/00"

@@ -57,7 +57,7 @@ class AsyncHotplug:
         topology: Topology,
         machine: str,
         timeouts: TimeoutConfig,
-        changed: Callable[[], None],
+        changed: Callable[[], compat.Later[None]],
         natives: Mapping[str, Callable[..., Any]] | None = None,
         plugged: Iterable[PluggedDevice] = (),
     ) -> None:
@@ -89,14 +89,14 @@ class AsyncHotplug:
             transaction = AsyncTransaction(plan, self._performers(client, ask))
             plugged = PluggedDevice(device=device, pci_path=place.path)
             try:
-                self._changed()
+                await self._changed()
                 results = await transaction.run()
             except BaseException:
                 if transaction.state is PlanState.BROKEN:
                     # It keeps its place: what is there is not known. Detaching it goes on with it.
                     self._plugged[device.id] = plugged
                 else:
-                    self._give_back(device.id)
+                    await self._give_back(device.id)
                 raise
             tap, answer = results.get("tap.create"), results.get("guest.there")
             plugged = PluggedDevice(
@@ -133,7 +133,7 @@ class AsyncHotplug:
                 raise
             del self._plugged[device_id]
             self.topology = self.topology.release(device_id)
-            self._changed()
+            await self._changed()
 
     def _performers(self, client: AsyncQmpClient, ask: Performer | None) -> Mapping[type[Action], Performer]:
         async def command(call: QmpCall, results: Mapping[str, Any], limit_s: float) -> Any:
@@ -163,10 +163,10 @@ class AsyncHotplug:
         self.topology, place = self.topology.allocate(device.id)
         return place
 
-    def _give_back(self, device_id: str) -> None:
+    async def _give_back(self, device_id: str) -> None:
         self.topology = self.topology.release(device_id)
         try:
-            self._changed()
+            await self._changed()
         except HostError as error:
             # What failed first is what the caller is told; the next change writes this one too.
             _log.warning(

@@ -58,7 +58,7 @@ class Hotplug:
         topology: Topology,
         machine: str,
         timeouts: TimeoutConfig,
-        changed: Callable[[], None],
+        changed: Callable[[], compat.Later[None]],
         natives: Mapping[str, Callable[..., Any]] | None = None,
         plugged: Iterable[PluggedDevice] = (),
     ) -> None:
