@@ -105,7 +105,8 @@ class AsyncKeptDevices:
                 plugged=map(plugged_of, record.devices),
             )
             ports = _Ports(engine, client)
-            devices = AsyncDevices(ports, self._agent, features, write, record.devices)
+            attached = [one.id for one in record.devices]
+            devices = AsyncDevices(ports, self._agent, features, write, attached)
             return await work(devices)
 
         return await self._kept.use_qmp(use)

@@ -106,7 +106,8 @@ class KeptDevices:
                 plugged=map(plugged_of, record.devices),
             )
             ports = _Ports(engine, client)
-            devices = Devices(ports, self._agent, features, write, record.devices)
+            attached = [one.id for one in record.devices]
+            devices = Devices(ports, self._agent, features, write, attached)
             return work(devices)
 
         return self._kept.use_qmp(use)

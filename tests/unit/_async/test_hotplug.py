@@ -28,7 +28,7 @@ from casemate.errors import (
     UnsupportedError,
     VmmExitedError,
 )
-from casemate.hypervisor import BlockDevice, NicDevice
+from casemate.hypervisor import BlockDevice, NicDevice, PluggedDevice
 from casemate.hypervisor.attachments import attachment_of, plugged_of
 from casemate.hypervisor.pci import Bridge, BridgeKind, Topology
 from casemate.hypervisor.qemu.hotplug import plan_attach, plan_detach
@@ -263,6 +263,8 @@ async def test_detach_when_plugged_in_again_then_the_guests_new_name_is_known() 
             await made.detach(DISK)
 
         assert [one.guest_name for one in made.engine.plugged] == ["vdc"]
+        # Once for its place, once for its name.
+        assert len(made.written) == 2
 
 
 async def test_detach_when_the_guest_does_not_see_it_come_back_then_told_and_another_detach_ends_it() -> None:
@@ -425,6 +427,17 @@ async def test_engine_when_made_from_what_another_wrote_then_it_goes_on_with_the
         for one in (device, more):
             await other.detach(made.client, one.id, None)
         assert (made.devices.everything(), other.topology, other.plugged) == (set(), two, ())
+
+
+async def test_engine_when_a_device_of_the_document_has_no_place_then_it_is_not_plugged_in() -> None:
+    async with rig() as made:
+        left = PluggedDevice(device=DISK, pci_path="0f/00")
+
+        engine = AsyncHotplug(ONE_PORT, "q35", FAST, no_one, made.taps.natives(), [left])
+
+        assert engine.plugged == ()
+        with pytest.raises(NotFoundError):
+            await engine.detach(made.client, "disk0", None)
 
 
 async def test_detach_when_the_guest_takes_its_time_then_other_commands_go_on() -> None:
