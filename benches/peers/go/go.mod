@@ -1,9 +1,10 @@
-module casemate/benches/go-ttrpc
+module casemate/benches/peers/go
 
 go 1.24
 
 require (
 	github.com/containerd/ttrpc v1.2.7
+	google.golang.org/grpc v1.57.1
 	google.golang.org/protobuf v1.36.12
 )
 
@@ -13,5 +14,4 @@ require (
 	github.com/sirupsen/logrus v1.9.3 // indirect
 	golang.org/x/sys v0.18.0 // indirect
 	google.golang.org/genproto/googleapis/rpc v0.0.0-20230731190214-cbb8c96f2d6d // indirect
-	google.golang.org/grpc v1.57.1 // indirect
 )

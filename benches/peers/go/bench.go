@@ -1,7 +1,3 @@
-// Command go-ttrpc is containerd's Go client, driven by benches/rpc.py: go-ttrpc PATH.
-//
-// Each line "run N SIZE WINDOW" on standard input is answered by one line: processor nanoseconds of this process, then N
-// times in nanoseconds, each a window's time by its size.
 package main
 
 import (
@@ -54,14 +50,9 @@ func cpuNanos() int64 {
 	return usage.Utime.Nano() + usage.Stime.Nano()
 }
 
-func main() {
-	if len(os.Args) != 2 {
-		log.Fatal("usage: go-ttrpc PATH")
-	}
-	connection, err := net.Dial("unix", os.Args[1])
-	if err != nil {
-		log.Fatal(err)
-	}
+// bench answers each line "run N SIZE WINDOW" on standard input by one line: processor nanoseconds of this process, then N
+// times in nanoseconds, each a window's time by its size.
+func bench(connection net.Conn) {
 	client := ttrpc.NewClient(connection)
 	fmt.Println("ready")
 	lines := bufio.NewScanner(os.Stdin)
