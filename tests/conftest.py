@@ -25,7 +25,7 @@ if not capabilities.IN_LAB:
     hypothesis.settings.load_profile("casemate")
 
 # Tests with a guest wait for one that is emulated on a busy machine.
-TIME_LIMITS_S = {"integration": 120, "e2e": 300, "lab": 300, "perf": 900}
+TIME_LIMITS_S = {"integration": 120, "e2e": 300, "lab": 900, "perf": 900}
 PURE_LEVELS = ("unit", "contract", "other")
 
 

@@ -14,7 +14,9 @@ from _typeshed import HasFileno
 __all__ = [
     "ChildProcess",
     "Connection",
+    "FailpointScript",
     "VsockBackend",
+    "__optimized__",
     "__version__",
     "accept",
     "connect_hybrid",
@@ -23,12 +25,39 @@ __all__ = [
     "decompress",
     "read_tree_file",
     "remove_tree",
+    "serve_echo",
+    "set_failpoints",
     "spawn",
     "tsc_khz",
     "unpack_layer",
 ]
 
 __version__: str
+__optimized__: bool
+"""False for a build for work on the tree: it has debug assertions, and its speed is nobody's."""
+
+@final
+class FailpointScript:
+    """What one native failpoint does, hit by hit; made and set by :mod:`casemate.observe.failpoints`, which has the grammar.
+
+    Args:
+        terms: How many hits (None: all that follow), ``off``, ``error``, ``delay``, ``cancel`` or ``kill``, and its argument.
+    """
+
+    def __new__(cls, terms: Sequence[tuple[int | None, str, str]]) -> Self: ...
+    @property
+    def hits(self) -> int:
+        """How often the point was passed while this was set."""
+
+def set_failpoints(scripts: Mapping[str, FailpointScript]) -> None:
+    """Set these scripts, by point, in place of all that are set. Raises: InvalidConfigError. Does not block."""
+
+def serve_echo(take_fd: int) -> None:
+    """Serve the connected stream socket with the agents' server and answer every request with its own payload.
+
+    For measurements and tests of clients. Raises: AgentConnectionError when the socket fails. Blocks: until the peer closes it,
+    without a deadline; signals do not end it, so run it in a thread or a process of its own.
+    """
 
 @final
 class ChildProcess:
@@ -53,6 +82,8 @@ class ChildProcess:
         """Send a signal through the pidfd; False when it has ended already."""
     def stderr_tail(self) -> bytes:
         """At most the last 64 KiB of its stderr."""
+    def console_since(self, position: int) -> tuple[bytes, int]:
+        """What is kept (at most 64 KiB) of the console's output behind its first ``position`` bytes; and how many came so far."""
     def console_tail(self) -> bytes:
         """At most the last 64 KiB of what came from the console descriptor (empty without one)."""
 
@@ -106,6 +137,13 @@ class Connection:
         """
     def submit_raw(self, service: str, method: str, request: bytes, *, timeout_s: float | None = None) -> int:
         """As :meth:`submit` with a protobuf message; its answer is one too."""
+    def call(self, service: str, method: str, request: bytes, timeout_s: float | None = None) -> bytes:
+        """:meth:`submit` and :meth:`wait` in one crossing. A wait that is interrupted (Ctrl-C) forgets the request.
+
+        Raises and blocks: as both.
+        """
+    def call_raw(self, service: str, method: str, request: bytes, timeout_s: float | None = None) -> bytes:
+        """:meth:`submit_raw` and :meth:`wait` in one, as :meth:`call`."""
     def submit_write_stdin(self, container_id: str, exec_id: str, data: bytes, *, timeout_s: float | None = None) -> int:
         """WriteStdin; the answer is the decimal count of bytes taken."""
     def submit_read(self, container_id: str, exec_id: str, length: int, *, stderr: bool = False) -> int:

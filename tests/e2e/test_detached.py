@@ -23,7 +23,6 @@ from casemate import (
     SandboxConfig,
     Settings,
     State,
-    UnsupportedError,
 )
 from casemate.keeper.client import KeeperClient
 from casemate.observe import failpoints
@@ -97,8 +96,6 @@ def test_attach_when_the_creator_is_gone_then_all_is_there_and_it_is_ended_from_
         assert main.exec(["cat", "/proc/1/comm"], capture=True).stdout == "sh\n"
         with pytest.raises(InvalidStateError, match="casemate logs"):
             main.process.stdout.read()
-        with pytest.raises(UnsupportedError, match="detached"):
-            sandbox.attach_nic()
         sandbox.pause()
         assert load_record(settings, NAME).state is State.PAUSED
         sandbox.resume()

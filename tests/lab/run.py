@@ -61,7 +61,7 @@ def run_job(
     limits: Limits,
     output: BinaryIO,
     keyboard_fd: int | None = None,
-    vcpus: int = 2,
+    vcpus: int = 1,
 ) -> Outcome:
     """Run ``job`` in a lab of its own.
 

@@ -58,7 +58,7 @@ def make_environment(directory: Path, wheels: Path, wheel: Path) -> Path:
     """A virtual environment with ``wheel`` installed from it and ``wheels`` alone; the directory of its programs."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", directory], check=True, timeout=60)
     programs = directory / "bin"
-    install = ["install", "--no-index", "--find-links", wheels, "--no-cache-dir", "--quiet", wheel]
+    install = ["install", "--no-index", "--find-links", str(wheels), "--no-cache-dir", "--quiet", str(wheel)]
     done = subprocess.run(
         [sys.executable, "-m", "pip", "--python", programs / "python", "--isolated", *install],
         capture_output=True,

@@ -9,7 +9,7 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from msgspec.structs import replace
 
@@ -49,6 +49,7 @@ _log = Log(__name__)
 
 _END_S = 15.0
 
+T = TypeVar("T")
 Update = Callable[[SandboxRecord], SandboxRecord]
 
 
@@ -150,18 +151,20 @@ class AsyncKept:
         async def plug(client: AsyncQmpClient) -> None:
             found.append(await self._hotplug().attach(client, disk, None))
 
-        await self._use_qmp(plug)
+        await self.use_qmp(plug)
         self.disks[disk.id] = disk
         return BlockAddress(id=disk.id, pci_path=found[0].pci_path, serial=disk.serial)
 
     async def detach_block(self, disk_id: str) -> None:
-        """Unplug a disk when the guest has let it go. Raises and blocks as :meth:`attach_block`."""
-        disk = self.disks[disk_id]
+        """Unplug a disk when the guest has let it go. Raises and blocks as :meth:`attach_block`; NotFoundError."""
+        disk = self.disks.get(disk_id)
+        if disk is None:
+            raise NotFoundError(f"no disk {disk_id!r} was attached", sandbox_id=self._sandbox_id)
 
         async def unplug(client: AsyncQmpClient) -> None:
             await self._hotplug([disk]).detach(client, disk_id, None)
 
-        await self._use_qmp(unplug)
+        await self.use_qmp(unplug)
         del self.disks[disk_id]
 
     async def end(self) -> None:
@@ -217,21 +220,39 @@ class AsyncKept:
         with KeeperClient.connect(self.directory, self._sandbox_id) as client:
             client.request(op, timeout_s=self._timeouts.control_s, **fields)
 
+    async def use_qmp(self, work: Callable[[AsyncQmpClient], compat.Later[T]]) -> T:
+        """Do ``work`` with a connection of QEMU that nobody else has meanwhile.
+
+        Raises: DeadlineExceededError with the name of who holds it; InvalidStateError, VmmExitedError, and what ``work`` raises.
+        Blocks: for its turn, and for ``work``.
+        """
+        turns: list[KeeperClient] = []
+
+        async def take() -> None:
+            turns.append(await compat.to_thread(self._take_turn, "qmp"))
+
+        try:
+            # Whole also when cancelled: a turn that came after that would be given back by nobody.
+            await compat.shielded(take())
+            client = self._connect_qmp()
+            try:
+                await client.negotiate(timeout_s=self._timeouts.control_s)
+                return await work(client)
+            finally:
+                client.close()
+        finally:
+            for turn in turns:
+                turn.close()
+
+    async def read(self) -> SandboxRecord:
+        """The state document as it is now. Blocks: for a file read."""
+        return await compat.to_thread(load_record, self._settings, self._sandbox_id)
+
     async def _execute(self, command: str) -> None:
         async def run(client: AsyncQmpClient) -> None:
             await client.execute(command, timeout_s=self._timeouts.control_s)
 
-        await self._use_qmp(run)
-
-    async def _use_qmp(self, use: Callable[[AsyncQmpClient], compat.Later[None]]) -> None:
-        """Call ``use`` with a negotiated connection while it is this process's turn."""
-        with await compat.to_thread(self._take_turn, "qmp"):
-            client = self._connect_qmp()
-            try:
-                await client.negotiate(timeout_s=self._timeouts.control_s)
-                await use(client)
-            finally:
-                client.close()
+        await self.use_qmp(run)
 
     def _hotplug(self, disks: Sequence[BlockDevice] = ()) -> AsyncHotplug:
         """The engine on the places as the document has them now; its changes are written there."""
@@ -242,8 +263,8 @@ class AsyncKept:
             PluggedDevice(device=disk, pci_path=record.topology.places()[disk.id].path) for disk in disks
         ]
 
-        def write() -> None:
-            self.update_now(lambda now: replace(now, topology=engine.topology))
+        async def write() -> None:
+            await compat.shielded(self.update(lambda now: replace(now, topology=engine.topology)))
 
         engine = AsyncHotplug(record.topology, record.machine, self._timeouts, write, plugged=plugged)
         return engine

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -11,6 +12,7 @@ from casemate._async.agent import AsyncAgentClient, AsyncPending
 from casemate._compat import aio as compat
 from casemate.agent import messages
 from casemate.errors import AgentRpcError, DeadlineExceededError, InvalidStateError, ResourceExhaustedError
+from casemate.observe import failpoints
 
 if TYPE_CHECKING:
     from casemate.types import ContainerId, ExecId
@@ -67,6 +69,7 @@ class AsyncReader:
                 container_id=self._container_id,
             )
         if self._pending is None:
+            failpoints.hit("agent.read")
             self._pending = self._agent.submit_read(
                 self._container_id, self._exec_id, READ_BYTES, stderr=self._stderr
             )
@@ -149,6 +152,7 @@ class AsyncWriter:
             raise InvalidStateError(
                 "the standard input was closed", state="closed", wanted="open", op="stdin.write"
             )
+        failpoints.hit("agent.write_stdin")
         return self._agent.submit_write_stdin(self._container_id, self._exec_id, piece)
 
     async def aclose(self) -> None:
@@ -158,6 +162,7 @@ class AsyncWriter:
 
     def submit_close(self) -> AsyncPending:
         """Send the request that closes it. Does not block."""
+        failpoints.hit("agent.close_stdin")
         self._closed = True
         return self._agent.submit(
             "CloseStdin", messages.CloseStdinRequest(container_id=self._container_id, exec_id=self._exec_id)
@@ -243,6 +248,7 @@ class AsyncProcess:
         """Ask for the end unless that is under way. Does not block."""
         with self._lock:
             if self._wait is None:
+                failpoints.hit("agent.wait_process")
                 request = messages.WaitProcessRequest(container_id=self.container_id, exec_id=self.exec_id)
                 self._wait = self._agent.submit_unbounded("WaitProcess", request)
             return self._wait
@@ -259,11 +265,20 @@ class AsyncProcess:
                 raise
             self._exit_code = messages.decode(answer, messages.WaitProcessResponse).status
 
+    def abandon(self) -> None:
+        """Kill it, if it was ever started, without waiting for the answer: its caller was interrupted. Does not block."""
+        if not self._agent.connection.closed and self._exit_code is None:
+            request = messages.SignalProcessRequest(
+                container_id=self.container_id, exec_id=self.exec_id, signal=int(signal.SIGKILL)
+            )
+            self._agent.submit("SignalProcess", request).cancel()
+
     async def signal(self, number: int) -> None:
         """Send signal ``number`` to it; one that has ended is left alone. Blocks: for the agent's answer."""
         request = messages.SignalProcessRequest(
             container_id=self.container_id, exec_id=self.exec_id, signal=int(number)
         )
+        failpoints.hit("agent.signal")
         try:
             await self._agent.call("SignalProcess", request)
         except AgentRpcError as error:
@@ -275,6 +290,7 @@ class AsyncProcess:
         request = messages.TtyWinResizeRequest(
             container_id=self.container_id, exec_id=self.exec_id, row=rows, column=columns
         )
+        failpoints.hit("agent.resize")
         await self._agent.call("TtyWinResize", request)
 
     async def wait_output(self, readers: Sequence[AsyncReader]) -> list[AsyncReader]:

@@ -54,6 +54,7 @@ from casemate.types import (
     Attachment,
     BlockAttachment,
     ContainerId,
+    Event,
     NicAttachment,
     Phase,
     Progress,
@@ -67,7 +68,9 @@ if TYPE_CHECKING:
     from casemate._async.devices import AsyncDevices
     from casemate._async.hypervisor import AsyncHypervisor
     from casemate._async.kept import AsyncKept
+    from casemate._async.kept_devices import AsyncKeptDevices
     from casemate._async.logs import AsyncLogReader
+    from casemate._async.monitor import AsyncEvents, AsyncMonitor
     from casemate.guest import GuestAssets
     from casemate.images import Image
 
@@ -103,6 +106,8 @@ class AsyncSandbox:
         "_host_port",
         "_kept",
         "_lock",
+        "_monitor",
+        "_pid",
         "_record",
         "_saving",
         "_settings",
@@ -127,6 +132,7 @@ class AsyncSandbox:
         self._settings = settings
         self._timeouts: TimeoutConfig = config.timeouts.scaled(settings.timeout_factor)
         self._clock = PhaseClock()
+        self._pid = os.getpid()
         self._state = State.READY
         self._created_unix_ns = time.time_ns()
         self._containers: dict[ContainerId, AsyncContainer] = {}
@@ -136,11 +142,12 @@ class AsyncSandbox:
         self._saving = threading.Lock()
         self._directory: SandboxDirectory | None = None
         self._driver: AsyncHypervisor | None = None
-        self._devices: AsyncDevices | None = None
+        self._devices: AsyncDevices | AsyncKeptDevices | None = None
         self._detaching: AsyncDetaching | None = None
         self._kept: AsyncKept | None = None
         self._host_port = choose_host_port()
         self._agent: AsyncAgentClient | None = None
+        self._monitor: AsyncMonitor | None = None
         self._record: SandboxRecord | None = None
         self._assets: GuestAssets | None = None
         self._vmm: ProcessRecord | None = None
@@ -300,7 +307,7 @@ class AsyncSandbox:
         self._directory = SandboxDirectory.take(self._settings, self.id)
         self._undo.push("state directory", self._remove_directory)
         self._driver = driver
-        driver.changed = self._save
+        driver.changed = self._written
         self._save()
         if detached:
             # As a whole: nobody would know of a keeper whose start was given up.
@@ -527,25 +534,43 @@ class AsyncSandbox:
             return self._devices.attachments
         return () if self._record is None else self._record.devices
 
-    def _own_devices(self, op: str) -> AsyncDevices:
-        agent, driver = self._running_agent(op), self._own_driver(op)
+    def _own_devices(self, op: str) -> AsyncDevices | AsyncKeptDevices:
+        agent = self._running_agent(op)
+        if self._kept is None:
+            self._own_driver(op)
         if self._state is not State.RUNNING:
             raise self._wrong_state(op, "guest")
         if self._devices is None:
-            # Here, not above: most sandboxes never need it.
-            from casemate._async.devices import AsyncDevices
-
-            details = self.guest.agent_details
-            features = () if details is None else details.extra_features
-            self._devices = AsyncDevices(driver, agent, features, self._save)
+            self._devices = self._make_devices(agent)
         return self._devices
+
+    def _make_devices(self, agent: AsyncAgentClient) -> AsyncDevices | AsyncKeptDevices:
+        # Imported here, not above: most sandboxes never need it.
+        if self._kept is not None:
+            from casemate._async.kept_devices import AsyncKeptDevices
+
+            assert self._record is not None
+
+            def note(record: SandboxRecord) -> None:
+                self._record = record
+
+            return AsyncKeptDevices(self._kept, agent, self._record, self._timeouts, note)
+        from casemate._async.devices import AsyncDevices
+
+        details = self.guest.agent_details
+        features = () if details is None else details.extra_features
+        return AsyncDevices(self._own_driver("devices"), agent, features, self._written)
+
+    async def _written(self) -> None:
+        self._save()
 
     def _forgetting(self, container_id: ContainerId, disk_id: str | None = None) -> Detach:
         """What remains to do when a container is removed. A disk that was there at boot stays plugged in."""
 
         async def forget() -> None:
             if disk_id is not None:
-                with contextlib.suppress(VmmExitedError):  # and the disk with it
+                # Gone with the VMM, or by an earlier try that failed behind it.
+                with contextlib.suppress(VmmExitedError, NotFoundError):
                     await self._control("remove").detach_block(disk_id)
             self._containers.pop(container_id, None)
             if self._kept is not None:
@@ -633,6 +658,39 @@ class AsyncSandbox:
             self._settings, self.inspect(), container, follow=follow, since_s=since_s, tail=tail
         )
 
+    def events(self) -> AsyncEvents:
+        """What happens to it from now on, to be iterated over: see :class:`casemate.EventKind`. Does not block.
+
+        The first call starts the watch, which asks VMM and agent as ``config.monitor`` says; before it nobody is asked.
+
+        Raises: InvalidStateError: It does not run, or belongs to another process.
+        """
+        return self._watched("events").subscribe()
+
+    def on_event(self, callback: Callable[[Event], None]) -> Callable[[], None]:
+        """Call ``callback`` with each event from now on; call what is returned to end that. Does not block.
+
+        It is called by the watch itself (on the loop, or in its thread) and must not wait. Raises: as :meth:`events`.
+        """
+        return self._watched("on_event").call(callback)
+
+    def _watched(self, op: str) -> AsyncMonitor:
+        agent, driver = self._running_agent(op), self._own_driver(op)
+        with self._saving:
+            if self._monitor is None:
+                # Here, not above: most sandboxes are not watched.
+                from casemate._async.monitor import AsyncMonitor
+
+                self._monitor = AsyncMonitor(
+                    self.id,
+                    driver,
+                    agent,
+                    self.config.monitor,
+                    timeout_factor=self._settings.timeout_factor,
+                    is_paused=lambda: self._state is State.PAUSED,
+                )
+            return self._monitor
+
     async def pause(self) -> None:
         """Stop the virtual CPUs. Raises: InvalidStateError. Blocks: for the VMM's answer."""
         check_transition(self._state, State.PAUSED, op="sandbox.pause")
@@ -657,9 +715,10 @@ class AsyncSandbox:
         """End the containers and the machine, remove every trace, of a detached sandbox also its keeper. Idempotent.
 
         Raises: what could not be undone, as an ExceptionGroup when it is more than one failure; InvalidStateError when another
-            process owns it.
+            process owns it, and in a fork.
         Blocks: for the guest's and the VMM's end, at most ``timeouts.stop_s`` each.
         """
+        self._check_process("stop")
         async with self._stopping:
             if self._state is not State.STOPPED:
                 self._control("stop")
@@ -668,6 +727,10 @@ class AsyncSandbox:
 
     async def _stop(self) -> None:
         failures: list[BaseException] = []
+        if self._monitor is not None:
+            self._monitor.request_stop()
+            # Last of all: what it waits for ends with the VMM.
+            self._undo.push_first("monitor", self._monitor.join)
         try:
             await self._destroy_guest()
         except GeneratorExit:
@@ -687,7 +750,9 @@ class AsyncSandbox:
             raise BaseExceptionGroup(f"sandbox {self.id} could not be removed whole", failures)
 
     async def aclose(self) -> None:
-        """As :meth:`stop`; of a detached sandbox, and one that was attached to, only the connection is closed."""
+        """As :meth:`stop`; of a detached sandbox, and one that was attached to, only the connection is closed; in a fork nothing."""
+        if self._pid != os.getpid():
+            return
         if self._driver is not None:
             await self.stop()
         elif self._state is not State.STOPPED:
@@ -705,7 +770,8 @@ class AsyncSandbox:
         await self.aclose()
 
     def __del__(self) -> None:
-        if getattr(self, "_driver", None) is not None and self._state is not State.STOPPED:
+        forgotten = getattr(self, "_driver", None) is not None and self._state is not State.STOPPED
+        if forgotten and self._pid == os.getpid():
             import warnings
 
             warnings.warn(f"sandbox {self.id} was never closed", ResourceWarning, stacklevel=1, source=self)
@@ -736,7 +802,19 @@ class AsyncSandbox:
         if self._directory is not None:
             self._directory.remove()
 
+    def _check_process(self, op: str) -> None:
+        """A fork shares the descriptors, and has none of the threads and locks' owners: what it did would harm the parent."""
+        if self._pid != os.getpid():
+            raise InvalidStateError(
+                f"{op}: sandbox {self.id} belongs to process {self._pid}, and this is a fork of it; use attach",
+                state="forked",
+                wanted="owned",
+                op=f"sandbox.{op}",
+                sandbox_id=self.id,
+            )
+
     def _running_agent(self, op: str) -> AsyncAgentClient:
+        self._check_process(op)
         if self._agent is None or self._state is State.STOPPED:
             raise self._wrong_state(op, "sandbox")
         return self._agent
@@ -754,6 +832,7 @@ class AsyncSandbox:
         return self._kept if self._kept is not None else self._own_driver(op)
 
     def _own_driver(self, op: str) -> AsyncHypervisor:
+        self._check_process(op)
         if self._kept is not None:
             raise UnsupportedError(
                 f"{op} is not possible in a detached sandbox: give it what it needs when it is made",

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, ParamSpec, TypeVar
 
 from casemate import _core
+from casemate._compat._blocking_background import Background, Mailbox
 from casemate._compat._blocking_channel import Channel, Slot
 
 if TYPE_CHECKING:
@@ -16,9 +17,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AgentConnection",
+    "Background",
     "Channel",
     "Later",
     "Lock",
+    "Mailbox",
     "Reply",
     "Slot",
     "shielded",
@@ -89,6 +92,18 @@ class AgentConnection:
         """Send a JSON request. Does not wait."""
         return Reply(self._native, self._native.submit(service, method, request, timeout_s=timeout_s))
 
+    def call(self, service: str, method: str, request: bytes, timeout_s: float | None) -> bytes:
+        """Send a JSON request and wait for its answer. Raises: what the answer carries."""
+        return self._native.call(service, method, request, timeout_s)
+
+    def call_raw(self, service: str, method: str, request: bytes, timeout_s: float | None) -> bytes:
+        """As :meth:`call` for a protobuf message, as its answer is one."""
+        return self._native.call_raw(service, method, request, timeout_s)
+
+    def submit_raw(self, service: str, method: str, request: bytes, timeout_s: float | None) -> Reply:
+        """Send a request that is a protobuf message already, as its answer will be. Does not wait."""
+        return Reply(self._native, self._native.submit_raw(service, method, request, timeout_s=timeout_s))
+
     def submit_write_stdin(
         self, container_id: str, exec_id: str, data: bytes, timeout_s: float | None
     ) -> Reply:
@@ -110,6 +125,10 @@ class AgentConnection:
     def closed(self) -> bool:
         """Whether the connection is closed or broken."""
         return self._native.closed
+
+    def fail(self, text: str) -> None:
+        """Break it: open requests end with AgentConnectionError, later ones are refused. Idempotent."""
+        self._native.fail(text)
 
     def close(self) -> None:
         """Close; open requests end with AgentConnectionError. Idempotent."""

@@ -10,7 +10,7 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from msgspec.structs import replace
 
@@ -50,6 +50,7 @@ _log = Log(__name__)
 
 _END_S = 15.0
 
+T = TypeVar("T")
 Update = Callable[[SandboxRecord], SandboxRecord]
 
 
@@ -151,18 +152,20 @@ class Kept:
         def plug(client: QmpClient) -> None:
             found.append(self._hotplug().attach(client, disk, None))
 
-        self._use_qmp(plug)
+        self.use_qmp(plug)
         self.disks[disk.id] = disk
         return BlockAddress(id=disk.id, pci_path=found[0].pci_path, serial=disk.serial)
 
     def detach_block(self, disk_id: str) -> None:
-        """Unplug a disk when the guest has let it go. Raises and blocks as :meth:`attach_block`."""
-        disk = self.disks[disk_id]
+        """Unplug a disk when the guest has let it go. Raises and blocks as :meth:`attach_block`; NotFoundError."""
+        disk = self.disks.get(disk_id)
+        if disk is None:
+            raise NotFoundError(f"no disk {disk_id!r} was attached", sandbox_id=self._sandbox_id)
 
         def unplug(client: QmpClient) -> None:
             self._hotplug([disk]).detach(client, disk_id, None)
 
-        self._use_qmp(unplug)
+        self.use_qmp(unplug)
         del self.disks[disk_id]
 
     def end(self) -> None:
@@ -218,21 +221,39 @@ class Kept:
         with KeeperClient.connect(self.directory, self._sandbox_id) as client:
             client.request(op, timeout_s=self._timeouts.control_s, **fields)
 
+    def use_qmp(self, work: Callable[[QmpClient], compat.Later[T]]) -> T:
+        """Do ``work`` with a connection of QEMU that nobody else has meanwhile.
+
+        Raises: DeadlineExceededError with the name of who holds it; InvalidStateError, VmmExitedError, and what ``work`` raises.
+        Blocks: for its turn, and for ``work``.
+        """
+        turns: list[KeeperClient] = []
+
+        def take() -> None:
+            turns.append(compat.to_thread(self._take_turn, "qmp"))
+
+        try:
+            # Whole also when cancelled: a turn that came after that would be given back by nobody.
+            compat.shielded(take())
+            client = self._connect_qmp()
+            try:
+                client.negotiate(timeout_s=self._timeouts.control_s)
+                return work(client)
+            finally:
+                client.close()
+        finally:
+            for turn in turns:
+                turn.close()
+
+    def read(self) -> SandboxRecord:
+        """The state document as it is now. Blocks: for a file read."""
+        return compat.to_thread(load_record, self._settings, self._sandbox_id)
+
     def _execute(self, command: str) -> None:
         def run(client: QmpClient) -> None:
             client.execute(command, timeout_s=self._timeouts.control_s)
 
-        self._use_qmp(run)
-
-    def _use_qmp(self, use: Callable[[QmpClient], compat.Later[None]]) -> None:
-        """Call ``use`` with a negotiated connection while it is this process's turn."""
-        with compat.to_thread(self._take_turn, "qmp"):
-            client = self._connect_qmp()
-            try:
-                client.negotiate(timeout_s=self._timeouts.control_s)
-                use(client)
-            finally:
-                client.close()
+        self.use_qmp(run)
 
     def _hotplug(self, disks: Sequence[BlockDevice] = ()) -> Hotplug:
         """The engine on the places as the document has them now; its changes are written there."""
@@ -244,7 +265,7 @@ class Kept:
         ]
 
         def write() -> None:
-            self.update_now(lambda now: replace(now, topology=engine.topology))
+            compat.shielded(self.update(lambda now: replace(now, topology=engine.topology)))
 
         engine = Hotplug(record.topology, record.machine, self._timeouts, write, plugged=plugged)
         return engine

@@ -35,13 +35,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_sandbox_options(hotplug)
     hotplug.add_argument("-n", "--runs", type=int, default=20, help="how many of each (default 20)")
     common.add_json(hotplug)
+    rpc = benches.add_parser(
+        "rpc",
+        help="one call of the agent and 32 at once, against a raw client, Go's and the crate ttrpc",
+        epilog="The peers are built from the repository with cargo and go; one that can't be is named in the output.",
+    )
+    common.add_sandbox_options(rpc)
+    rpc.add_argument("-n", "--runs", type=int, default=20, help="how many slices of each client (default 20)")
+    rpc.add_argument(
+        "--no-vsock", action="store_true", help="leave out the sandbox and the figures over vsock"
+    )
+    common.add_json(rpc)
 
 
 def run(options: argparse.Namespace) -> int:
     """Run a benchmark."""
     if not 1 <= options.runs <= 10000:
         raise InvalidConfigError(f"-n is {options.runs}, 1 to 10000 is expected", path="runs")
-    return _hotplug(options) if options.bench == "hotplug" else _startup(options)
+    benches = {"hotplug": _hotplug, "rpc": _rpc, "startup": _startup}
+    return benches[options.bench](options)
 
 
 def _hotplug(options: argparse.Namespace) -> int:
@@ -51,6 +63,18 @@ def _hotplug(options: argparse.Namespace) -> int:
         common.sandbox_config(options),
         runs=options.runs,
         settings=Settings.from_environment(),
+        progress=_progress,
+    )
+    return _print(report, as_json=options.json)
+
+
+def _rpc(options: argparse.Namespace) -> int:
+    from casemate.bench.rpc import measure
+
+    report = measure(
+        rounds=options.runs,
+        settings=Settings.from_environment(),
+        vsock=None if options.no_vsock else common.sandbox_config(options),
         progress=_progress,
     )
     return _print(report, as_json=options.json)

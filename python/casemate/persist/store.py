@@ -25,6 +25,7 @@ from casemate.observe import failpoints
 from casemate.persist.holders import find_socket_holders
 from casemate.persist.migration import STEPS, Step, migrate
 from casemate.persist.record import VERSION, ProcessRecord, SandboxRecord
+from casemate.persist.trust import check_place, read_own
 from casemate.types import SandboxId, check_identifier
 
 __all__ = [
@@ -76,7 +77,7 @@ class SandboxDirectory:
 
         Raises:
             AlreadyExistsError: A living owner holds that name.
-            InvalidConfigError: The path is too long for sockets in it.
+            InvalidConfigError: The path is too long for sockets in it, a link, or another user's; nothing was made.
             HostError: The directory can't be made, or not be cleared.
             DeadlineExceededError: A VMM that was left does not end.
         """
@@ -88,6 +89,8 @@ class SandboxDirectory:
                 f"choose a state root of at most {room} bytes or a shorter name",
                 path="state_root",
             )
+        for place in (settings.state_root, sandboxes_root(settings), path):
+            check_place(place)
         try:
             failpoints.hit("store.lock")
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -259,7 +262,7 @@ def _owner_lives_without_lock(path: Path) -> bool:
     if os.path.lexists(path / "lock"):
         return False
     try:
-        record = decode_record((path / "state.json").read_bytes(), str(path))
+        record = decode_record(read_own(path / "state.json"), str(path))
     except (FileNotFoundError, NotADirectoryError, InvalidConfigError):
         return False
     return is_alive(record.owner)
@@ -283,7 +286,7 @@ def load_record(settings: Settings, sandbox_id: str) -> SandboxRecord:
     check_identifier(sandbox_id, "sandbox")
     path = sandboxes_root(settings) / sandbox_id / "state.json"
     try:
-        document = path.read_bytes()
+        document = read_own(path)
     except FileNotFoundError as error:
         known = sorted(entry.parent.name for entry in sandboxes_root(settings).glob("*/state.json"))
         names = f"; there are: {', '.join(known)}" if known else "; there is none"

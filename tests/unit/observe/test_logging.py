@@ -16,10 +16,10 @@ def test_loggers_when_all_is_imported_then_each_is_its_modules_and_nobody_sets_a
         if not module.name.endswith("__main__") and ".fake" not in module.name:
             logger = getattr(importlib.import_module(module.name), "_log", None)
             found[module.name] = logger
-    names = {name: logger._name for name, logger in found.items() if isinstance(logger, Log)}
-    assert len(names) > 5
-    for module_name, name in names.items():
-        assert name == module_name
-        logger = logging.getLogger(name)
-        assert (logger.handlers, logger.propagate, logger.level) == ([], True, logging.NOTSET)
+    loggers = {name: logger for name, logger in found.items() if isinstance(logger, Log)}
+    assert len(loggers) > 10
+    for name, logger in loggers.items():
+        assert logger.name == name
+        own = logging.getLogger(name)
+        assert (own.handlers, own.propagate, own.level) == ([], True, logging.NOTSET)
     assert logging.getLogger("casemate").handlers == []

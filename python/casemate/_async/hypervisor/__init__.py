@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from casemate import _core
+from casemate._compat import aio as compat
 from casemate.agent.transport import Transport
 from casemate.errors import VmmExitedError
 from casemate.hypervisor import (
@@ -35,7 +36,7 @@ class AsyncHypervisor(Protocol):
         changed: Called when a place of :attr:`topology` is taken, before anything is made, or given back.
     """
 
-    changed: Callable[[], None]
+    changed: Callable[[], compat.Later[None]]
 
     @property
     def capabilities(self) -> Capabilities:
@@ -76,6 +77,9 @@ class AsyncHypervisor(Protocol):
 
     async def resume(self) -> None:
         """Let the vCPUs go on."""
+
+    async def check(self, timeout_s: float) -> None:
+        """Ask the VMM whether its guest runs. Raises: HypervisorError, DeadlineExceededError."""
 
     @property
     def topology(self) -> Topology:

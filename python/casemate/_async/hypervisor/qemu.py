@@ -61,6 +61,7 @@ _VHOST_USER_CID = 3
 """Every VM with a back end of its own may have the same: no kernel tells them apart."""
 _KILL_S = 5.0
 _TAIL_S = 0.5
+_BROKEN = ("guest-panicked", "internal-error", "io-error")
 
 
 class AsyncQemu:
@@ -131,7 +132,7 @@ class AsyncQemu:
         self._qmp_lock = compat.Lock()
         self._negotiated = False
         self._hotplug: AsyncHotplug | None = None
-        self.changed: Callable[[], None] = _nothing
+        self.changed: Callable[[], compat.Later[None]] = _nothing
         self._stop_lock = compat.Lock()
         # What lives as long as the VM, and what is closed here once QEMU holds it.
         self._kept = contextlib.ExitStack()
@@ -313,12 +314,12 @@ class AsyncQemu:
             self._qmp = None
         self._kept.pop_all()
 
-    async def qmp(self) -> AsyncQmpClient:
-        """The QMP connection, negotiated. The first call waits until QEMU has come up.
+    async def qmp(self, timeout_s: float | None = None) -> AsyncQmpClient:
+        """The QMP connection, negotiated. The first call waits until QEMU has come up, at most ``timeout_s`` (None: as configured).
 
         Raises:
             VmmExitedError: QEMU ended, with its cause.
-            DeadlineExceededError: QEMU did not come up in ``timeouts.control_s``.
+            DeadlineExceededError: QEMU did not come up in that time.
             UnsupportedError: It is older than version 5.
         """
         client = self._qmp
@@ -326,7 +327,8 @@ class AsyncQemu:
             raise InvalidStateError("QEMU does not run", state="stopped", wanted="running")
         async with self._qmp_lock:
             if not self._negotiated:
-                await client.negotiate(timeout_s=self._timeouts.control_s)
+                limit_s = self._timeouts.control_s if timeout_s is None else timeout_s
+                await client.negotiate(timeout_s=limit_s)
                 self._negotiated = True
         return client
 
@@ -357,6 +359,22 @@ class AsyncQemu:
     async def resume(self) -> None:
         """Let the vCPUs go on. Raises and blocks as :meth:`pause`."""
         await (await self.qmp()).execute("cont", timeout_s=self._timeouts.control_s)
+
+    async def check(self, timeout_s: float) -> None:
+        """Ask QEMU whether its guest runs.
+
+        Raises:
+            HypervisorError: The guest can't run on.
+            DeadlineExceededError: QEMU does not answer in ``timeout_s``; VmmExitedError.
+        Blocks: until the answer.
+        """
+        status = (await (await self.qmp(timeout_s)).execute("query-status", timeout_s=timeout_s))["status"]
+        if status in _BROKEN:
+            raise HypervisorError(
+                f"QEMU says that the guest is in the state {status}",
+                op="qemu.check",
+                sandbox_id=self._sandbox_id,
+            )
 
     @property
     def topology(self) -> Topology:
@@ -457,7 +475,9 @@ class AsyncQemu:
 
     async def _quit(self, process: _core.ChildProcess | KeptVmm, deadline: float) -> None:
         failpoints.hit("qemu.quit")
-        client = await self.qmp()
+        if self._qmp_lock.locked():
+            raise HypervisorError("QEMU has not answered at all yet, and somebody waits for that already")
+        client = await self.qmp(max(deadline - time.monotonic(), 0.01))
         await client.execute("quit", timeout_s=max(deadline - time.monotonic(), 0.01))
         await compat.wait_readable([process.fileno()], deadline)
 
@@ -536,7 +556,7 @@ class AsyncQemu:
             os.close(fd)
 
 
-def _nothing() -> None:
+async def _nothing() -> None:
     """Nobody wants to know."""
 
 

@@ -79,7 +79,7 @@ class MockHypervisor:
         self._process: _core.ChildProcess | KeptVmm | None = None
         self._plugged: dict[str, PluggedDevice] = {}
         self.topology = Topology(bridges=tuple(map(_port, range(config.root_ports))))
-        self.changed: Callable[[], None] = _nothing
+        self.changed: Callable[[], compat.Later[None]] = _nothing
         self._stop_lock = compat.Lock()
 
     @property
@@ -176,6 +176,11 @@ class MockHypervisor:
         """Let it go on. Does not block."""
         self._note("resume")
         self._signal(signal.SIGCONT)
+
+    def check(self, timeout_s: float) -> None:
+        """Whether it has not ended. Raises: VmmExitedError. Does not block."""
+        if self.process.exit_status() is not None:
+            raise VmmExitedError("the fake VMM has ended", status=self.process.exit_status())
 
     @property
     def plugged(self) -> tuple[PluggedDevice, ...]:

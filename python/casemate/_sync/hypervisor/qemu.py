@@ -62,6 +62,7 @@ _VHOST_USER_CID = 3
 """Every VM with a back end of its own may have the same: no kernel tells them apart."""
 _KILL_S = 5.0
 _TAIL_S = 0.5
+_BROKEN = ("guest-panicked", "internal-error", "io-error")
 
 
 class Qemu:
@@ -132,7 +133,7 @@ class Qemu:
         self._qmp_lock = compat.Lock()
         self._negotiated = False
         self._hotplug: Hotplug | None = None
-        self.changed: Callable[[], None] = _nothing
+        self.changed: Callable[[], compat.Later[None]] = _nothing
         self._stop_lock = compat.Lock()
         # What lives as long as the VM, and what is closed here once QEMU holds it.
         self._kept = contextlib.ExitStack()
@@ -314,12 +315,12 @@ class Qemu:
             self._qmp = None
         self._kept.pop_all()
 
-    def qmp(self) -> QmpClient:
-        """The QMP connection, negotiated. The first call waits until QEMU has come up.
+    def qmp(self, timeout_s: float | None = None) -> QmpClient:
+        """The QMP connection, negotiated. The first call waits until QEMU has come up, at most ``timeout_s`` (None: as configured).
 
         Raises:
             VmmExitedError: QEMU ended, with its cause.
-            DeadlineExceededError: QEMU did not come up in ``timeouts.control_s``.
+            DeadlineExceededError: QEMU did not come up in that time.
             UnsupportedError: It is older than version 5.
         """
         client = self._qmp
@@ -327,7 +328,8 @@ class Qemu:
             raise InvalidStateError("QEMU does not run", state="stopped", wanted="running")
         with self._qmp_lock:
             if not self._negotiated:
-                client.negotiate(timeout_s=self._timeouts.control_s)
+                limit_s = self._timeouts.control_s if timeout_s is None else timeout_s
+                client.negotiate(timeout_s=limit_s)
                 self._negotiated = True
         return client
 
@@ -358,6 +360,22 @@ class Qemu:
     def resume(self) -> None:
         """Let the vCPUs go on. Raises and blocks as :meth:`pause`."""
         (self.qmp()).execute("cont", timeout_s=self._timeouts.control_s)
+
+    def check(self, timeout_s: float) -> None:
+        """Ask QEMU whether its guest runs.
+
+        Raises:
+            HypervisorError: The guest can't run on.
+            DeadlineExceededError: QEMU does not answer in ``timeout_s``; VmmExitedError.
+        Blocks: until the answer.
+        """
+        status = ((self.qmp(timeout_s)).execute("query-status", timeout_s=timeout_s))["status"]
+        if status in _BROKEN:
+            raise HypervisorError(
+                f"QEMU says that the guest is in the state {status}",
+                op="qemu.check",
+                sandbox_id=self._sandbox_id,
+            )
 
     @property
     def topology(self) -> Topology:
@@ -458,7 +476,9 @@ class Qemu:
 
     def _quit(self, process: _core.ChildProcess | KeptVmm, deadline: float) -> None:
         failpoints.hit("qemu.quit")
-        client = self.qmp()
+        if self._qmp_lock.locked():
+            raise HypervisorError("QEMU has not answered at all yet, and somebody waits for that already")
+        client = self.qmp(max(deadline - time.monotonic(), 0.01))
         client.execute("quit", timeout_s=max(deadline - time.monotonic(), 0.01))
         compat.wait_readable([process.fileno()], deadline)
 
