@@ -1,17 +1,22 @@
 """Native parts: the guest agent's connection, child processes, the vsock backend, archives. This file is their manual.
 
 Every class is safe to use from several threads. Calls that wait release the interpreter; a call says **Blocks** when it
-does. A handle used in another process than the one that made it raises InternalError.
+does. A ``watch`` is a :class:`ChildProcess` or whatever else has a pidfd: a wait ends when that process does. A handle used in
+another process than the one that made it raises InternalError.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from typing import Self, final
 
+from _typeshed import HasFileno
+
 __all__ = [
     "ChildProcess",
     "Connection",
+    "FailpointScript",
     "VsockBackend",
+    "__optimized__",
     "__version__",
     "accept",
     "connect_hybrid",
@@ -20,12 +25,39 @@ __all__ = [
     "decompress",
     "read_tree_file",
     "remove_tree",
+    "serve_echo",
+    "set_failpoints",
     "spawn",
     "tsc_khz",
     "unpack_layer",
 ]
 
 __version__: str
+__optimized__: bool
+"""False for a build for work on the tree: it has debug assertions, and its speed is nobody's."""
+
+@final
+class FailpointScript:
+    """What one native failpoint does, hit by hit; made and set by :mod:`casemate.observe.failpoints`, which has the grammar.
+
+    Args:
+        terms: How many hits (None: all that follow), ``off``, ``error``, ``delay``, ``cancel`` or ``kill``, and its argument.
+    """
+
+    def __new__(cls, terms: Sequence[tuple[int | None, str, str]]) -> Self: ...
+    @property
+    def hits(self) -> int:
+        """How often the point was passed while this was set."""
+
+def set_failpoints(scripts: Mapping[str, FailpointScript]) -> None:
+    """Set these scripts, by point, in place of all that are set. Raises: InvalidConfigError. Does not block."""
+
+def serve_echo(take_fd: int) -> None:
+    """Serve the connected stream socket with the agents' server and answer every request with its own payload.
+
+    For measurements and tests of clients. Raises: AgentConnectionError when the socket fails. Blocks: until the peer closes it,
+    without a deadline; signals do not end it, so run it in a thread or a process of its own.
+    """
 
 @final
 class ChildProcess:
@@ -89,7 +121,7 @@ class Connection:
     connection broke or ``watch`` ended, DeadlineExceededError when the slot's time ran out.
     """
 
-    def __new__(cls, take_fd: int, *, watch: ChildProcess | None = None) -> Self:
+    def __new__(cls, take_fd: int, *, watch: HasFileno | None = None) -> Self:
         """Own the connected stream socket ``take_fd``. Waits end at once when ``watch`` (the VMM) ends."""
     def fileno(self) -> int:
         """The socket, borrowed; for ``loop.add_reader`` and, while :attr:`wants_write`, ``add_writer``. -1 when closed."""
@@ -105,6 +137,13 @@ class Connection:
         """
     def submit_raw(self, service: str, method: str, request: bytes, *, timeout_s: float | None = None) -> int:
         """As :meth:`submit` with a protobuf message; its answer is one too."""
+    def call(self, service: str, method: str, request: bytes, timeout_s: float | None = None) -> bytes:
+        """:meth:`submit` and :meth:`wait` in one crossing. A wait that is interrupted (Ctrl-C) forgets the request.
+
+        Raises and blocks: as both.
+        """
+    def call_raw(self, service: str, method: str, request: bytes, timeout_s: float | None = None) -> bytes:
+        """:meth:`submit_raw` and :meth:`wait` in one, as :meth:`call`."""
     def submit_write_stdin(self, container_id: str, exec_id: str, data: bytes, *, timeout_s: float | None = None) -> int:
         """WriteStdin; the answer is the decimal count of bytes taken."""
     def submit_read(self, container_id: str, exec_id: str, length: int, *, stderr: bool = False) -> int:
@@ -133,16 +172,16 @@ class Connection:
     def close(self) -> None:
         """Close; everything that waits ends with AgentConnectionError. Idempotent."""
 
-def connect_hybrid(path: str, port: int, *, timeout_s: float, watch: ChildProcess | None = None) -> int:
+def connect_hybrid(path: str, port: int, *, timeout_s: float, watch: HasFileno | None = None) -> int:
     """Connect through a hybrid vsock socket (``CONNECT <port>``), retrying refusals every 1 to 5 ms; return the socket.
 
     Raises: DeadlineExceededError, AgentConnectionError (``watch`` ended, malformed answer). Blocks: until connected.
     """
 
-def connect_vsock(cid: int, port: int, *, timeout_s: float, watch: ChildProcess | None = None) -> int:
+def connect_vsock(cid: int, port: int, *, timeout_s: float, watch: HasFileno | None = None) -> int:
     """Connect to ``cid:port`` over AF_VSOCK, retrying refusals every 1 to 5 ms; return the socket. Raises and blocks as above."""
 
-def accept(listener_fd: int, *, timeout_s: float, watch: ChildProcess | None = None) -> int:
+def accept(listener_fd: int, *, timeout_s: float, watch: HasFileno | None = None) -> int:
     """Accept one connection on the borrowed listener; return the new socket, close-on-exec.
 
     Raises: DeadlineExceededError, AgentConnectionError when ``watch`` ended. Blocks: until then.

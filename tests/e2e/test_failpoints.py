@@ -53,6 +53,8 @@ START_HITS = (
     ("agent.create_container.after", ""),
     ("agent.start_container.after", ""),
 )
+# In the native parts; those that a start passes.
+NATIVE = ("native.spawn", "native.send", "native.recv")
 WITH_VMM = ("sandbox.connect", "agent.create_container.before", "agent.start_container.after")
 
 
@@ -111,6 +113,19 @@ def test_create_when_any_step_fails_then_its_error_is_raised_and_nothing_stays(
         with leaving_nothing(settings), failpoints.armed(f"{name}={skipped}1*error(made to fail)") as hits:
             expect_failure(lambda: start(busybox, settings), failpoints.POINTS[name], "made to fail")
             assert hits(name) >= 1
+    use_name_again(busybox, settings)
+
+
+def test_create_when_any_native_step_fails_then_its_error_is_raised_and_nothing_stays(
+    busybox: str, settings: Settings
+) -> None:
+    for name in NATIVE:
+        with leaving_nothing(settings), failpoints.armed(f"{name}=1*error(made to fail)") as hits:
+            expect_failure(lambda: start(busybox, settings), failpoints.POINTS[name], "made to fail")
+            assert hits(name) >= 1
+    for name in NATIVE[:2]:
+        with leaving_nothing(settings), failpoints.armed(f"{name}=1*cancel"):
+            expect_failure(lambda: start(busybox, settings), KeyboardInterrupt)
     use_name_again(busybox, settings)
 
 

@@ -115,6 +115,7 @@ MARKERS: dict[str, Callable[[], str | None]] = {
     "cloud_hypervisor": _binary("CASEMATE_CLH_BIN", "cloud-hypervisor"),
     "mmdebstrap": _program("mmdebstrap"),
     "busybox": _busybox,
+    "go": _program("go"),
     "tmux": _program("tmux"),
     "fish": _program("fish"),
     "zsh": _program("zsh"),

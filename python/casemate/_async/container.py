@@ -20,13 +20,15 @@ from casemate.types import ContainerId, ExecId, ExecResult, State, check_identif
 if TYPE_CHECKING:
     from casemate.images import Image
 
-__all__ = ["AsyncContainer", "captured", "new_container_id"]
+__all__ = ["AsyncContainer", "Changed", "Detach", "captured", "new_container_id"]
 
 # Lets go of a container's disk.
 Detach = Callable[[], compat.Later[None]]
+# Is told that a container's state has changed.
+Changed = Callable[[], compat.Later[None]]
 
 
-def _nothing() -> None:
+async def _nothing() -> None:
     """Nobody wants to know of changes: the sandbox is another process's."""
 
 
@@ -63,13 +65,15 @@ class AsyncContainer:
         record: ContainerRecord,
         *,
         image: Image | None,
-        changed: Callable[[], None] = _nothing,
+        changed: Changed = _nothing,
+        detach: Detach | None = None,
+        kept: bool = False,
     ) -> None:
         self._agent = agent
         self._changed = changed
         self._created_unix_ns = record.created_unix_ns
         self._creating: AsyncPending | AsyncAnswered | None = None
-        self._detach: Detach | None = None
+        self._detach = detach
         self._gone = False
         self._image = image
         self._starting: AsyncPending | AsyncAnswered | None = None
@@ -78,7 +82,14 @@ class AsyncContainer:
         self.image_name = record.image
         self.image_digest = record.image_digest
         self.process_spec = record.process
-        self.process = AsyncProcess(agent, self.id, ExecId(record.id), terminal=record.process.terminal)
+        self.process = AsyncProcess(
+            agent,
+            self.id,
+            ExecId(record.id),
+            terminal=record.process.terminal,
+            exit_code=record.exit_code,
+            kept=kept,
+        )
 
     @property
     def state(self) -> State:
@@ -154,7 +165,7 @@ class AsyncContainer:
         """
         await self.begin_start(AsyncPipeline(self._agent))
         await self.settle()
-        self._changed()
+        await self._changed()
 
     @overload
     async def exec(
@@ -272,7 +283,7 @@ class AsyncContainer:
         code = await self.process.wait(timeout_s)
         if self._state is not State.STOPPED:
             self._state = State.STOPPED
-            self._changed()
+            await self._changed()
         return code
 
     async def kill(self, number: int = signal.SIGKILL, *, everyone: bool = False) -> None:
@@ -299,7 +310,7 @@ class AsyncContainer:
         check_transition(self.state, wanted, op=op)
         await self._agent.call(method, messages.ContainerRequest(container_id=self.id))
         self._state = wanted
-        self._changed()
+        await self._changed()
 
     async def stats(self) -> messages.CgroupStats:
         """Counters of its cgroup: processor time in nanoseconds, memory in bytes. Blocks: for the agent's answer."""
@@ -321,7 +332,7 @@ class AsyncContainer:
         if self._detach is not None:
             await self._detach()
             self._detach = None
-        self._changed()
+        await self._changed()
 
 
 def captured(process: AsyncProcess, stdout: bytes, stderr: bytes) -> ExecResult:

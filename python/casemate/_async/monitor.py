@@ -14,6 +14,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from casemate import _core
 from casemate._compat import aio as compat
 from casemate.errors import AgentError, CasemateError, DeadlineExceededError, HypervisorError, VmmExitedError
 from casemate.observe.console import ConsoleLines
@@ -230,7 +231,10 @@ class AsyncMonitor:
             self._publish(EventKind.VMM_EXITED, "the VMM ended" if error is None else str(error), error)
 
     def _read_console(self) -> None:
-        data, self._console_position = self._driver.process.console_since(self._console_position)
+        process = self._driver.process
+        # A VMM that belongs to a keeper is not watched from here.
+        assert isinstance(process, _core.ChildProcess)
+        data, self._console_position = process.console_since(self._console_position)
         for line in self._console.feed(data):
             self._tell_line(line)
 

@@ -28,10 +28,23 @@ NO_SUCH_PROCESS = "ESRCH: No such process"
 class AsyncReader:
     """Output of a process. One reader at a time."""
 
-    __slots__ = ("_agent", "_at_end", "_container_id", "_exec_id", "_held", "_pending", "_stderr", "first_ns")
+    __slots__ = (
+        "_agent",
+        "_at_end",
+        "_container_id",
+        "_exec_id",
+        "_held",
+        "_kept",
+        "_pending",
+        "_stderr",
+        "first_ns",
+    )
 
-    def __init__(self, agent: AsyncAgentClient, container_id: str, exec_id: str, *, stderr: bool) -> None:
+    def __init__(
+        self, agent: AsyncAgentClient, container_id: str, exec_id: str, *, stderr: bool, kept: bool = False
+    ) -> None:
         self._agent = agent
+        self._kept = kept
         self._container_id = container_id
         self._exec_id = exec_id
         self._stderr = stderr
@@ -42,7 +55,19 @@ class AsyncReader:
         """When the first byte came, of ``time.perf_counter_ns()``."""
 
     def prefetch(self) -> AsyncPending:
-        """Ask for the next piece unless that is under way. Does not block."""
+        """Ask for the next piece unless that is under way. Does not block.
+
+        Raises: InvalidStateError: The keeper of a detached sandbox reads it already.
+        """
+        if self._kept:
+            raise InvalidStateError(
+                f"the output of container {self._container_id} is taken down by the sandbox's keeper: "
+                "read it with Sandbox.logs() or `casemate logs`",
+                state="kept",
+                wanted="owned",
+                op="process.read",
+                container_id=self._container_id,
+            )
         if self._pending is None:
             failpoints.hit("agent.read")
             self._pending = self._agent.submit_read(
@@ -169,16 +194,23 @@ class AsyncProcess:
     )
 
     def __init__(
-        self, agent: AsyncAgentClient, container_id: ContainerId, exec_id: ExecId, *, terminal: bool
+        self,
+        agent: AsyncAgentClient,
+        container_id: ContainerId,
+        exec_id: ExecId,
+        *,
+        terminal: bool,
+        exit_code: int | None = None,
+        kept: bool = False,
     ) -> None:
         self._agent = agent
         self.container_id = container_id
         self.exec_id = exec_id
         self.terminal = terminal
         self.stdin = AsyncWriter(agent, container_id, exec_id)
-        self.stdout = AsyncReader(agent, container_id, exec_id, stderr=False)
-        self.stderr = None if terminal else AsyncReader(agent, container_id, exec_id, stderr=True)
-        self._exit_code: int | None = None
+        self.stdout = AsyncReader(agent, container_id, exec_id, stderr=False, kept=kept)
+        self.stderr = None if terminal else AsyncReader(agent, container_id, exec_id, stderr=True, kept=kept)
+        self._exit_code = exit_code
         self._wait: AsyncPending | None = None
         self._lock = threading.Lock()
         self._settling = compat.Lock()

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import os
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from typing import Any, ParamSpec, TypeVar
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from casemate import _core
 from casemate._compat._aio_background import Background, Mailbox
 from casemate._compat._aio_channel import Channel, Slot
 from casemate.errors import AgentConnectionError
+
+if TYPE_CHECKING:
+    from _typeshed import HasFileno
 
 __all__ = [
     "AgentConnection",
@@ -90,41 +94,113 @@ async def wait_readable(fds: Sequence[int], deadline: float | None) -> list[int]
     return ready
 
 
+class _Answer:
+    """The place of one answer. Tasks wait on it by the protocol of futures.
+
+    A future would wake its task in the loop's next round, behind one more look at all descriptors; this one wakes it in the very
+    call in which the loop's reader found the answer.
+    """
+
+    __slots__ = ("_asyncio_future_blocking", "_callbacks", "_connection", "_slot", "outcome")
+
+    def __init__(self, connection: AgentConnection, slot: int) -> None:
+        self._asyncio_future_blocking = False
+        self._callbacks: tuple[tuple[Callable[[Any], object], contextvars.Context | None], ...] = ()
+        self._connection = connection
+        self._slot = slot
+        self.outcome: bytes | BaseException | None = None
+
+    def __await__(self) -> Generator[Any, None, bytes]:
+        outcome = self.outcome
+        if outcome is None:
+            self._asyncio_future_blocking = True
+            yield self
+            outcome = self.outcome
+        return outcome if type(outcome) is bytes else self.result()
+
+    def get_loop(self) -> asyncio.AbstractEventLoop:
+        """The loop of the tasks that may wait."""
+        return self._connection._loop
+
+    def done(self) -> bool:
+        """Whether the outcome is known."""
+        return self.outcome is not None
+
+    def result(self) -> bytes:
+        """The answer. Raises: what it carries; InvalidStateError while there is none."""
+        if isinstance(self.outcome, BaseException):
+            raise self.outcome
+        if self.outcome is None:
+            raise asyncio.InvalidStateError("there is no answer yet")
+        return self.outcome
+
+    def cancel(self, msg: object = None) -> bool:
+        """Give up: the request is forgotten, who waits is cancelled. False when the outcome is known."""
+        if self.outcome is not None:
+            return False
+        self._connection._forget(self._slot)
+        self.outcome = asyncio.CancelledError() if msg is None else asyncio.CancelledError(msg)
+        self.wake_soon()
+        return True
+
+    def add_done_callback(
+        self, callback: Callable[[Any], object], *, context: contextvars.Context | None = None
+    ) -> None:
+        """Call ``callback`` when the outcome is known."""
+        self._callbacks = (*self._callbacks, (callback, context))
+        if self.outcome is not None:
+            self.wake_soon()
+
+    def remove_done_callback(self, callback: Callable[[Any], object]) -> None:
+        """Do not call ``callback`` any more."""
+        self._callbacks = tuple(one for one in self._callbacks if one[0] != callback)
+
+    def wake(self) -> None:
+        """Run who waits, here and now. Only for callbacks of the loop: no task may be running."""
+        callbacks, self._callbacks = self._callbacks, ()
+        for callback, context in callbacks:
+            if context is None:
+                callback(self)
+            else:
+                context.run(callback, self)
+
+    def wake_soon(self) -> None:
+        """Let the loop run who waits."""
+        callbacks, self._callbacks = self._callbacks, ()
+        for callback, context in callbacks:
+            self.get_loop().call_soon(callback, self, context=context)
+
+
 class Reply:
     """The answer of one request that is under way."""
 
-    __slots__ = ("_connection", "_future", "slot")
+    __slots__ = ("_answer", "slot")
 
-    def __init__(self, connection: AgentConnection, slot: int, future: asyncio.Future[bytes]) -> None:
-        self._connection = connection
-        self._future = future
+    def __init__(self, slot: int, answer: _Answer) -> None:
+        self._answer = answer
         self.slot = slot
 
     async def result(self) -> bytes:
         """The answer. A cancelled wait forgets the request. Raises: what the answer carries."""
-        try:
-            return await self._future
-        except asyncio.CancelledError:
-            self.cancel()
-            raise
+        return await self._answer
 
     def done(self) -> bool:
         """Whether :meth:`result` would not wait."""
-        return self._future.done()
+        return self._answer.outcome is not None
 
     def cancel(self) -> None:
         """Forget the request; a late answer is dropped."""
-        self._connection.forget(self.slot)
+        self._answer.cancel()
 
 
 class AgentConnection:
     """An agent connection served by the running loop: the loop's own thread runs the codec."""
 
-    def __init__(self, take_fd: int, watch: _core.ChildProcess | None = None) -> None:
+    def __init__(self, take_fd: int, watch: HasFileno | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         self._native = _core.Connection(take_fd, watch=watch)
         self._fd = self._native.fileno()
-        self._replies: dict[int, tuple[asyncio.Future[bytes], asyncio.TimerHandle | None]] = {}
+        self._answers: dict[int, tuple[_Answer, asyncio.TimerHandle | None]] = {}
         self._watch_fd = -1
         self._writing = False
         self._loop.add_reader(self._fd, self._readable)
@@ -135,6 +211,20 @@ class AgentConnection:
     def submit(self, service: str, method: str, request: bytes, timeout_s: float | None) -> Reply:
         """Send a JSON request. Does not wait."""
         return self._await(self._native.submit(service, method, request, timeout_s=timeout_s), timeout_s)
+
+    async def call(self, service: str, method: str, request: bytes, timeout_s: float | None) -> bytes:
+        """Send a JSON request and wait for its answer. Raises: what the answer carries."""
+        slot = self._native.submit(service, method, request, timeout_s=timeout_s)
+        return await self._place(slot, timeout_s)
+
+    async def call_raw(self, service: str, method: str, request: bytes, timeout_s: float | None) -> bytes:
+        """As :meth:`call` for a protobuf message, as its answer is one."""
+        slot = self._native.submit_raw(service, method, request, timeout_s=timeout_s)
+        return await self._place(slot, timeout_s)
+
+    def submit_raw(self, service: str, method: str, request: bytes, timeout_s: float | None) -> Reply:
+        """Send a request that is a protobuf message already, as its answer will be. Does not wait."""
+        return self._await(self._native.submit_raw(service, method, request, timeout_s=timeout_s), timeout_s)
 
     def submit_write_stdin(
         self, container_id: str, exec_id: str, data: bytes, timeout_s: float | None
@@ -149,19 +239,26 @@ class AgentConnection:
 
     async def wait_any(self, replies: Sequence[Reply], timeout_s: float | None = None) -> list[Reply]:
         """Those that are done, at least one; empty at ``timeout_s``."""
-        futures = [reply._future for reply in replies]
-        await asyncio.wait(futures, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
-        return [reply for reply in replies if reply.done()]
+        done = [reply for reply in replies if reply.done()]
+        if done:
+            return done
+        changed: asyncio.Future[None] = self._loop.create_future()
 
-    def forget(self, slot: int) -> None:
-        """Forget a request."""
-        entry = self._replies.pop(slot, None)
-        if entry is not None:
-            self._native.cancel(slot)
-            future, timer = entry
+        def wake(_: object) -> None:
+            if not changed.done():
+                changed.set_result(None)
+
+        timer = None if timeout_s is None else self._loop.call_later(timeout_s, wake, None)
+        for reply in replies:
+            reply._answer.add_done_callback(wake)
+        try:
+            await changed
+        finally:
+            for reply in replies:
+                reply._answer.remove_done_callback(wake)
             if timer is not None:
                 timer.cancel()
-            future.cancel()
+        return [reply for reply in replies if reply.done()]
 
     @property
     def closed(self) -> bool:
@@ -184,16 +281,24 @@ class AgentConnection:
             self._native.close()
 
     def _await(self, slot: int, timeout_s: float | None) -> Reply:
-        future: asyncio.Future[bytes] = self._loop.create_future()
-        timer = None if timeout_s is None else self._loop.call_later(timeout_s + 0.001, self._readable)
-        self._replies[slot] = (future, timer)
-        self._watch_writes()
-        return Reply(self, slot, future)
+        return Reply(slot, self._place(slot, timeout_s))
 
-    def _watch_writes(self) -> None:
-        if self._native.wants_write and not self._writing:
+    def _place(self, slot: int, timeout_s: float | None) -> _Answer:
+        answer = _Answer(self, slot)
+        timer = None if timeout_s is None else self._loop.call_later(timeout_s + 0.001, self._readable)
+        self._answers[slot] = (answer, timer)
+        if not self._writing and self._native.wants_write:
             self._loop.add_writer(self._fd, self._writable)
             self._writing = True
+        return answer
+
+    def _forget(self, slot: int) -> None:
+        entry = self._answers.pop(slot, None)
+        if entry is not None:
+            self._native.cancel(slot)
+            _, timer = entry
+            if timer is not None:
+                timer.cancel()
 
     def _writable(self) -> None:
         self._native.on_writable()
@@ -202,20 +307,33 @@ class AgentConnection:
             self._writing = False
 
     def _readable(self) -> None:
-        for slot, outcome in self._native.on_readable():
-            self._finish(slot, outcome)
-        if self._native.closed:
+        finished = self._native.on_readable()
+        # A broken connection ends its open requests, the last of them last; without any nothing is finished.
+        if (not finished or isinstance(finished[-1][1], BaseException)) and self._native.closed:
             self._stop_watching()
             if self._fd >= 0:
                 self._loop.remove_reader(self._fd)
+        settled = [self._settle(slot, outcome) for slot, outcome in finished]
+        answers = [answer for answer in settled if answer is not None]
+        try:
+            while answers:
+                answers.pop(0).wake()
+        finally:
+            # What a task raised that ends the loop must not keep the others from being told.
+            for answer in answers:
+                answer.wake_soon()
 
     def _watched_ended(self) -> None:
         self._end("the virtual machine ended")
 
     def _end(self, text: str) -> None:
+        # First, since it refuses in a fork, where the loop's own descriptors are the parent's.
+        failed = self._native.fail(text)
         self._stop_watching()
-        for slot in self._native.fail(text):
-            self._finish(slot, AgentConnectionError(text))
+        for slot in failed:
+            answer = self._settle(slot, AgentConnectionError(text))
+            if answer is not None:
+                answer.wake_soon()
 
     def _stop_watching(self) -> None:
         if self._watch_fd >= 0:
@@ -223,21 +341,16 @@ class AgentConnection:
             os.close(self._watch_fd)
             self._watch_fd = -1
 
-    def _finish(self, slot: int, outcome: bytes | BaseException) -> None:
-        entry = self._replies.pop(slot, None)
+    def _settle(self, slot: int, outcome: bytes | BaseException) -> _Answer | None:
+        """Give the answer its outcome; None when nobody wants it any more."""
+        entry = self._answers.pop(slot, None)
         if entry is None:
-            return
-        future, timer = entry
+            return None
+        answer, timer = entry
         if timer is not None:
             timer.cancel()
-        if future.done():
-            return
-        if isinstance(outcome, BaseException):
-            future.set_exception(outcome)
-            # Whoever drops a reply on purpose (a closed sandbox) must not be told of it by the loop.
-            future.exception()
-        else:
-            future.set_result(outcome)
+        answer.outcome = outcome
+        return answer
 
 
 def _loop_time(loop: asyncio.AbstractEventLoop, deadline: float | None) -> float | None:

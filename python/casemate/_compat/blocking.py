@@ -6,11 +6,14 @@ import select
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Annotated, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Annotated, ParamSpec, TypeVar
 
 from casemate import _core
 from casemate._compat._blocking_background import Background, Mailbox
 from casemate._compat._blocking_channel import Channel, Slot
+
+if TYPE_CHECKING:
+    from _typeshed import HasFileno
 
 __all__ = [
     "AgentConnection",
@@ -82,12 +85,24 @@ class Reply:
 class AgentConnection:
     """An agent connection served by the threads that wait on it."""
 
-    def __init__(self, take_fd: int, watch: _core.ChildProcess | None = None) -> None:
+    def __init__(self, take_fd: int, watch: HasFileno | None = None) -> None:
         self._native = _core.Connection(take_fd, watch=watch)
 
     def submit(self, service: str, method: str, request: bytes, timeout_s: float | None) -> Reply:
         """Send a JSON request. Does not wait."""
         return Reply(self._native, self._native.submit(service, method, request, timeout_s=timeout_s))
+
+    def call(self, service: str, method: str, request: bytes, timeout_s: float | None) -> bytes:
+        """Send a JSON request and wait for its answer. Raises: what the answer carries."""
+        return self._native.call(service, method, request, timeout_s)
+
+    def call_raw(self, service: str, method: str, request: bytes, timeout_s: float | None) -> bytes:
+        """As :meth:`call` for a protobuf message, as its answer is one."""
+        return self._native.call_raw(service, method, request, timeout_s)
+
+    def submit_raw(self, service: str, method: str, request: bytes, timeout_s: float | None) -> Reply:
+        """Send a request that is a protobuf message already, as its answer will be. Does not wait."""
+        return Reply(self._native, self._native.submit_raw(service, method, request, timeout_s=timeout_s))
 
     def submit_write_stdin(
         self, container_id: str, exec_id: str, data: bytes, timeout_s: float | None

@@ -131,7 +131,14 @@ class AgentClient:
 
     def call(self, method: str, message: messages.Message, *, timeout_s: float | None = None) -> bytes:
         """Send a request and wait for its answer. Raises and blocks as :meth:`Pending.result`."""
-        return self.submit(method, message, timeout_s=timeout_s).result()
+        limit = self.request_timeout_s if timeout_s is None else timeout_s
+        try:
+            return self.connection.call(SERVICE, method, messages.encode(message), limit)
+        except AgentConnectionError as error:
+            cause = self._explain(error)
+            if cause is error:
+                raise
+            raise cause from error
 
     def ask(
         self, method: str, message: messages.Message, kind: type[T], *, timeout_s: float | None = None

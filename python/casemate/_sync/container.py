@@ -21,10 +21,12 @@ from casemate.types import ContainerId, ExecId, ExecResult, State, check_identif
 if TYPE_CHECKING:
     from casemate.images import Image
 
-__all__ = ["Container", "captured", "new_container_id"]
+__all__ = ["Container", "Changed", "Detach", "captured", "new_container_id"]
 
 # Lets go of a container's disk.
 Detach = Callable[[], compat.Later[None]]
+# Is told that a container's state has changed.
+Changed = Callable[[], compat.Later[None]]
 
 
 def _nothing() -> None:
@@ -64,13 +66,15 @@ class Container:
         record: ContainerRecord,
         *,
         image: Image | None,
-        changed: Callable[[], None] = _nothing,
+        changed: Changed = _nothing,
+        detach: Detach | None = None,
+        kept: bool = False,
     ) -> None:
         self._agent = agent
         self._changed = changed
         self._created_unix_ns = record.created_unix_ns
         self._creating: Pending | Answered | None = None
-        self._detach: Detach | None = None
+        self._detach = detach
         self._gone = False
         self._image = image
         self._starting: Pending | Answered | None = None
@@ -79,7 +83,14 @@ class Container:
         self.image_name = record.image
         self.image_digest = record.image_digest
         self.process_spec = record.process
-        self.process = Process(agent, self.id, ExecId(record.id), terminal=record.process.terminal)
+        self.process = Process(
+            agent,
+            self.id,
+            ExecId(record.id),
+            terminal=record.process.terminal,
+            exit_code=record.exit_code,
+            kept=kept,
+        )
 
     @property
     def state(self) -> State:

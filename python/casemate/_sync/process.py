@@ -29,10 +29,23 @@ NO_SUCH_PROCESS = "ESRCH: No such process"
 class Reader:
     """Output of a process. One reader at a time."""
 
-    __slots__ = ("_agent", "_at_end", "_container_id", "_exec_id", "_held", "_pending", "_stderr", "first_ns")
+    __slots__ = (
+        "_agent",
+        "_at_end",
+        "_container_id",
+        "_exec_id",
+        "_held",
+        "_kept",
+        "_pending",
+        "_stderr",
+        "first_ns",
+    )
 
-    def __init__(self, agent: AgentClient, container_id: str, exec_id: str, *, stderr: bool) -> None:
+    def __init__(
+        self, agent: AgentClient, container_id: str, exec_id: str, *, stderr: bool, kept: bool = False
+    ) -> None:
         self._agent = agent
+        self._kept = kept
         self._container_id = container_id
         self._exec_id = exec_id
         self._stderr = stderr
@@ -43,7 +56,19 @@ class Reader:
         """When the first byte came, of ``time.perf_counter_ns()``."""
 
     def prefetch(self) -> Pending:
-        """Ask for the next piece unless that is under way. Does not block."""
+        """Ask for the next piece unless that is under way. Does not block.
+
+        Raises: InvalidStateError: The keeper of a detached sandbox reads it already.
+        """
+        if self._kept:
+            raise InvalidStateError(
+                f"the output of container {self._container_id} is taken down by the sandbox's keeper: "
+                "read it with Sandbox.logs() or `casemate logs`",
+                state="kept",
+                wanted="owned",
+                op="process.read",
+                container_id=self._container_id,
+            )
         if self._pending is None:
             failpoints.hit("agent.read")
             self._pending = self._agent.submit_read(
@@ -170,16 +195,23 @@ class Process:
     )
 
     def __init__(
-        self, agent: AgentClient, container_id: ContainerId, exec_id: ExecId, *, terminal: bool
+        self,
+        agent: AgentClient,
+        container_id: ContainerId,
+        exec_id: ExecId,
+        *,
+        terminal: bool,
+        exit_code: int | None = None,
+        kept: bool = False,
     ) -> None:
         self._agent = agent
         self.container_id = container_id
         self.exec_id = exec_id
         self.terminal = terminal
         self.stdin = Writer(agent, container_id, exec_id)
-        self.stdout = Reader(agent, container_id, exec_id, stderr=False)
-        self.stderr = None if terminal else Reader(agent, container_id, exec_id, stderr=True)
-        self._exit_code: int | None = None
+        self.stdout = Reader(agent, container_id, exec_id, stderr=False, kept=kept)
+        self.stderr = None if terminal else Reader(agent, container_id, exec_id, stderr=True, kept=kept)
+        self._exit_code = exit_code
         self._wait: Pending | None = None
         self._lock = threading.Lock()
         self._settling = compat.Lock()

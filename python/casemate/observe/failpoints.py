@@ -13,6 +13,8 @@ without a count holds for ever, and behind the last counted one nothing happens 
     Raises what a wait at this point ends with when it is interrupted: in a task CancelledError, elsewhere KeyboardInterrupt.
 ``kill``
     Ends this process by SIGKILL.
+
+Points whose names begin with ``native.`` lie in the native parts: their scripts are read here and handed over.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from casemate.errors import (
     AgentConnectionError,
@@ -33,7 +36,7 @@ from casemate.errors import (
     InvalidConfigError,
 )
 
-__all__ = ["POINTS", "arm_from_settings", "armed", "calling", "hit"]
+__all__ = ["POINTS", "arm_from_settings", "armed", "calling", "hit", "interruption"]
 
 VARIABLE = "CASEMATE_FAILPOINTS"
 
@@ -69,6 +72,12 @@ POINTS: dict[str, type[CasemateError]] = {
     "qemu.quit": HypervisorError,
     "qemu.killed": HypervisorError,
     "qemu.close": HostError,
+    "keeper.spawn": HostError,
+    "keeper.recorded": HostError,
+    "keeper.request": HostError,
+    "keeper.keep": HostError,
+    "keeper.commit": HostError,
+    "keeper.committed": HostError,
     "sandbox.planned": HostError,
     "sandbox.listen": HostError,
     "sandbox.connect": AgentConnectionError,
@@ -92,12 +101,36 @@ POINTS: dict[str, type[CasemateError]] = {
     "agent.remove_container.after": AgentConnectionError,
     "agent.destroy_sandbox": AgentConnectionError,
     "agent.close": AgentConnectionError,
+    "image.download": HostError,
+    "image.work": HostError,
+    "image.unpack": HostError,
+    "image.pack": HostError,
+    "image.record": HostError,
+    "image.rename": HostError,
+    "image.renamed": HostError,
+    "image.names": HostError,
+    "image.named": HostError,
+    "image.parts": HostError,
+    "image.remove": HostError,
+    "image.removed": HostError,
+    "native.spawn": HostError,
+    "native.connect": AgentConnectionError,
+    "native.accept": AgentConnectionError,
+    "native.send": AgentConnectionError,
+    "native.recv": AgentConnectionError,
+    "native.unpack": HostError,
+    "native.unpack_write": HostError,
     **_STEPS,
     **{f"{name}.after": kind for name, kind in _STEPS.items() if name not in _LAST},
 }
 """Each point, and the error that its step may end with."""
 
+NATIVE = "native."
+
 Action = Callable[[], None]
+
+Term = tuple[int | None, str, str]
+"""How many hits (None: all that follow), the action's name, its argument."""
 
 
 class _Script:
@@ -129,8 +162,9 @@ class _Script:
         return None
 
 
-# What is set in this process: read at every point, so it is one dictionary, empty in normal use.
-_scripts: dict[str, _Script] = {}
+# What is set in this process: read at every point, so it is one dictionary, empty in normal use. Native scripts are of
+# ``_core.FailpointScript``, which is imported when one is made.
+_scripts: dict[str, Any] = {}
 _settled = ""
 
 
@@ -148,7 +182,7 @@ def arm_from_settings(text: str) -> None:
     """
     global _settled
     if text != _settled:
-        _scripts.update(_parse(text))
+        _set(_scripts | _parse(text))
         _settled = text
 
 
@@ -165,24 +199,35 @@ def armed(text: str) -> Iterator[Callable[[str], int]]:
 
 @contextlib.contextmanager
 def calling(name: str, function: Action, *, after: int = 0) -> Iterator[Callable[[str], int]]:
-    """Call ``function`` at one hit of a point, the one behind the first ``after``. Raises: InvalidConfigError."""
+    """Call ``function`` at one hit of a point, the one behind the first ``after``; not of a native one. Raises: InvalidConfigError."""
     _check_name(name)
+    if name.startswith(NATIVE):
+        raise InvalidConfigError(f"{name} is a native point: no function can be called there", path=VARIABLE)
     with _put({name: _Script([(after, _nothing), (1, function)])}) as count:
         yield count
 
 
 @contextlib.contextmanager
-def _put(scripts: dict[str, _Script]) -> Iterator[Callable[[str], int]]:
+def _put(scripts: dict[str, Any]) -> Iterator[Callable[[str], int]]:
     before = dict(_scripts)
-    _scripts.update(scripts)
+    _set(before | scripts)
     try:
-        yield lambda name: scripts[name].hits
+        yield lambda name: int(scripts[name].hits)
     finally:
-        _scripts.clear()
-        _scripts.update(before)
+        _set(before)
 
 
-def _parse(text: str) -> dict[str, _Script]:
+def _set(scripts: dict[str, Any]) -> None:
+    native = {name: script for name, script in scripts.items() if name.startswith(NATIVE)}
+    if native or any(name.startswith(NATIVE) for name in _scripts):
+        from casemate import _core
+
+        _core.set_failpoints(native)
+    _scripts.clear()
+    _scripts.update(scripts)
+
+
+def _parse(text: str) -> dict[str, Any]:
     scripts = {}
     for setting in filter(None, (part.strip() for part in text.split(";"))):
         name, equals, terms = setting.partition("=")
@@ -190,8 +235,16 @@ def _parse(text: str) -> dict[str, _Script]:
         _check_name(name)
         if not equals:
             raise _unreadable(setting, "'=' and an action behind the name are expected")
-        scripts[name] = _Script([_term(name, term.strip()) for term in terms.split("->")])
+        scripts[name] = _script(name, [_term(name, term.strip()) for term in terms.split("->")])
     return scripts
+
+
+def _script(name: str, terms: list[Term]) -> Any:
+    if name.startswith(NATIVE):
+        from casemate import _core
+
+        return _core.FailpointScript(terms)
+    return _Script([(count, _action(name, verb, argument)) for count, verb, argument in terms])
 
 
 def _check_name(name: str) -> None:
@@ -201,29 +254,41 @@ def _check_name(name: str) -> None:
         )
 
 
-def _term(name: str, text: str) -> tuple[int | None, Action]:
+def _term(name: str, text: str) -> Term:
     count, star, action = text.partition("*")
     # A star may also stand in an error's text.
     if not star or not count.strip().isdecimal():
-        return None, _action(name, text)
-    return int(count), _action(name, action.strip())
+        return None, *_verb(name, text)
+    return int(count), *_verb(name, action.strip())
 
 
-def _action(name: str, text: str) -> Action:
+def _verb(name: str, text: str) -> tuple[str, str]:
+    """An action's name and argument, checked."""
     verb, bracket, argument = text.partition("(")
     if bracket and not argument.endswith(")"):
         raise _unreadable(text, "the bracket is not closed")
     argument = argument[:-1]
     if verb == "error":
-        return lambda: _fail(name, argument or f"failpoint {name}")
+        return verb, argument or f"failpoint {name}"
     if verb == "delay":
         if not argument.isdecimal():
             raise _unreadable(text, "delay(MILLISECONDS) is expected")
-        return lambda: time.sleep(int(argument) / 1000)
-    plain = {"off": _nothing, "cancel": _cancel, "kill": _kill}
-    if bracket or verb not in plain:
+        return verb, argument
+    if bracket or verb not in ("off", "cancel", "kill"):
         raise _unreadable(text, "off, error(TEXT), delay(MILLISECONDS), cancel or kill is expected")
-    return plain[verb]
+    if (name, verb) == ("native.recv", "cancel"):
+        raise _unreadable(
+            text, "off, error, delay or kill is expected: a read on an event loop is nobody's wait"
+        )
+    return verb, ""
+
+
+def _action(name: str, verb: str, argument: str) -> Action:
+    if verb == "error":
+        return lambda: _fail(name, argument)
+    if verb == "delay":
+        return lambda: time.sleep(int(argument) / 1000)
+    return {"off": _nothing, "cancel": _cancel, "kill": _kill}[verb]
 
 
 def _unreadable(text: str, expected: str) -> InvalidConfigError:
@@ -239,6 +304,11 @@ def _fail(name: str, text: str) -> None:
 
 
 def _cancel() -> None:
+    raise interruption()
+
+
+def interruption() -> BaseException:
+    """What a wait in this place ends with when it is interrupted. Also called by the native parts."""
     # A task can only be there when asyncio was imported; importing it here would cost more than all points.
     asyncio = sys.modules.get("asyncio")
     try:
@@ -246,8 +316,9 @@ def _cancel() -> None:
     except RuntimeError:  # no loop runs in this thread
         task = None
     if asyncio is None or task is None:
-        raise KeyboardInterrupt
-    raise asyncio.CancelledError
+        return KeyboardInterrupt()
+    cancelled: BaseException = asyncio.CancelledError()
+    return cancelled
 
 
 def _kill() -> None:

@@ -552,3 +552,15 @@ fn test_health_when_asked_then_serving_and_versions() {
     let versions = grpc::VersionCheckResponse::decode(&answer[..]).expect("decodes");
     assert_eq!(versions.grpc_version, "0.0.1");
 }
+
+#[test]
+fn test_echo_when_called_then_the_request_comes_back() {
+    let agent = Agent::start();
+    let mut client = agent.connect();
+    let message = grpc::StringUser { uid: "x".repeat(70_000), ..Default::default() };
+    let answer = client.try_call("casemate.Diagnostics", "Echo", &message).expect("sent").expect("answers");
+    assert_eq!(answer, message.encode_to_vec());
+    let unknown =
+        client.try_call("casemate.Diagnostics", "Nope", &message).expect("sent").expect_err("unknown");
+    assert_eq!(unknown.code, code(Code::Unimplemented));
+}

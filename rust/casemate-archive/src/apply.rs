@@ -349,6 +349,7 @@ fn copy<R: Read>(
             if n == 0 {
                 return Err(ArchiveError::refused(&entry.path, "less data than its map of holes says"));
             }
+            casemate_failpoint::hit("native.unpack_write")?;
             file.write_all_at(&buffer[..n], at).map_err(|error| failed("write", error))?;
             at += n as u64;
         }

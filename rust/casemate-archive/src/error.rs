@@ -80,6 +80,9 @@ pub enum ArchiveError {
         /// Why.
         errno: Errno,
     },
+    /// The step was made to fail.
+    #[error(transparent)]
+    Failpoint(#[from] casemate_failpoint::Failure),
     /// The caller's progress function asked to stop.
     #[error("stopped by the caller")]
     Stopped,

@@ -73,6 +73,7 @@ pub fn unpack_layer(
     limits: Limits,
     progress: Progress<'_>,
 ) -> Result<u64, ArchiveError> {
+    casemate_failpoint::hit("native.unpack")?;
     let mut stream = stream::LayerStream::open(layer, limits, progress)?;
     let applied = {
         let mut reader = tar::TarReader::new(&mut stream);

@@ -66,6 +66,9 @@ pub enum ProcessError {
         /// What is wrong with it.
         what: String,
     },
+    /// The start was made to fail.
+    #[error(transparent)]
+    Failpoint(#[from] casemate_failpoint::Failure),
     /// A system call failed.
     #[error("{op} failed: {errno}")]
     Io {

@@ -93,6 +93,7 @@ impl SpawnRequest {
             let flags = OFlag::from_bits_retain(flags) | OFlag::O_NONBLOCK;
             fcntl(console, FcntlArg::F_SETFL(flags)).map_err(failed)?;
         }
+        casemate_failpoint::hit("native.spawn")?;
         Ok(Prepared { program, candidates, argv, env, cwd, fds, stderr, console: self.console })
     }
 }

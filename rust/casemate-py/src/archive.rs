@@ -44,6 +44,7 @@ pub fn unpack_layer(
     });
     match (unpacked, raised) {
         (Err(ArchiveError::Stopped), Some(error)) => Err(error.into()),
+        (Err(ArchiveError::Failpoint(failure)), _) => Err(failure.into()),
         (unpacked, _) => unpacked.map_err(|error| archive_error(&error, Some(digest))),
     }
 }

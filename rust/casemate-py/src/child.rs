@@ -20,11 +20,6 @@ pub struct ChildProcess {
 }
 
 impl ChildProcess {
-    /// The process, for waits that end with it.
-    pub fn watched(&self) -> Result<Arc<Child>, Error> {
-        Ok(Arc::clone(self.checked()?))
-    }
-
     fn checked(&self) -> Result<&Arc<Child>, Error> {
         self.owner.check("the process handle")?;
         Ok(&self.child)

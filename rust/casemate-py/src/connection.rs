@@ -1,21 +1,21 @@
 //! `Connection`: the agent's client.
 
-use std::os::fd::{AsFd, RawFd};
+use std::os::fd::RawFd;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use casemate_proto::{AGENT_SERVICE, RPCS, grpc};
 use casemate_ttrpc::client::Waited;
 use casemate_ttrpc::frame::StreamMap;
-use casemate_ttrpc::slots::Answer;
+use casemate_ttrpc::slots::{Answer, Piece};
 use casemate_ttrpc::{Call, Client, StreamId, TtrpcError};
 use prost::Message;
 use pyo3::prelude::*;
+use pyo3::pybacked::PyBackedBytes;
 use pyo3::types::{PyBytes, PyList};
 
-use crate::child::ChildProcess;
 use crate::error::Error;
-use crate::wait::{Owner, in_slices, optional_duration, take_fd};
+use crate::wait::{Owner, in_slices, optional_duration, take_fd, watched_fd};
 
 /// What a slot's answer is made of.
 #[derive(Clone, Debug)]
@@ -59,18 +59,45 @@ impl Connection {
         &self,
         service: &str,
         payload: &[u8],
+        own: impl FnOnce() -> Piece,
         timeout: Option<Duration>,
         kind: Kind,
     ) -> Result<u32, Error> {
         let client = self.checked()?;
-        let mut kinds = self.lock_kinds();
         let call = Call { service, method: kind.method(), payload, timeout, metadata: &[] };
-        match client.submit(&call) {
+        let mut kinds = self.lock_kinds();
+        let submitted = client.submit_kept(&call, own);
+        match submitted {
             Ok(slot) => {
                 kinds.insert(slot, kind);
                 Ok(slot.0)
             }
-            Err(error) => Err(Error::from_call(kind.method(), error)),
+            Err(error) => {
+                drop(kinds);
+                Err(Error::from_call(kind.method(), error))
+            }
+        }
+    }
+
+    /// As [`Self::send`] for a message that was made here; what the socket does not take is copied.
+    fn send_own(
+        &self,
+        service: &str,
+        payload: &[u8],
+        timeout: Option<Duration>,
+        kind: Kind,
+    ) -> Result<u32, Error> {
+        self.send(service, payload, || Piece::new(payload.to_vec()), timeout, kind)
+    }
+
+    fn wait_or_forget<'py>(&self, py: Python<'py>, slot: u32) -> Result<Bound<'py, PyBytes>, Error> {
+        let (client, stream) = (self.checked()?, StreamId(slot));
+        match in_slices(py, None, |limit| client.wait_until(stream, limit)) {
+            Ok(answer) => self.finish(py, stream, answer),
+            Err(interrupted) => {
+                self.cancel(slot)?;
+                Err(interrupted)
+            }
         }
     }
 
@@ -87,20 +114,20 @@ impl Connection {
         let method = kind.method();
         let payload = answer.map_err(|error| Error::from_call(method, error))?;
         let malformed = |_| Error::from_call(method, TtrpcError::Malformed { stream: slot });
-        match &kind {
+        let result = match &kind {
             Kind::Raw { .. } => Ok(PyBytes::new(py, &payload)),
             Kind::Json { service, method } => casemate_proto::wire_to_json(service, method, &payload)
                 .map(|json| PyBytes::new(py, &json))
                 .map_err(|error| Error::from_proto(method, &error)),
-            Kind::Read { .. } => {
-                let answer = grpc::ReadStreamResponse::decode(&payload[..]).map_err(malformed)?;
-                Ok(PyBytes::new(py, &answer.data))
-            }
-            Kind::WriteStdin => {
-                let answer = grpc::WriteStreamResponse::decode(&payload[..]).map_err(malformed)?;
-                Ok(PyBytes::new(py, answer.len.to_string().as_bytes()))
-            }
-        }
+            Kind::Read { .. } => grpc::ReadStreamResponse::decode(&payload[..])
+                .map(|answer| PyBytes::new(py, &answer.data))
+                .map_err(malformed),
+            Kind::WriteStdin => grpc::WriteStreamResponse::decode(&payload[..])
+                .map(|answer| PyBytes::new(py, answer.len.to_string().as_bytes()))
+                .map_err(malformed),
+        };
+        self.client.recycle(payload);
+        result
     }
 }
 
@@ -113,16 +140,9 @@ fn find_rpc(service: &str, method: &str) -> Option<(&'static str, &'static str)>
 impl Connection {
     #[new]
     #[pyo3(signature = (take_fd, *, watch=None))]
-    fn new(take_fd: RawFd, watch: Option<&Bound<'_, ChildProcess>>) -> Result<Self, Error> {
+    fn new(take_fd: RawFd, watch: Option<&Bound<'_, PyAny>>) -> Result<Self, Error> {
         let socket = self::take_fd(take_fd)?;
-        let child = watch.map(|watch| watch.get().watched()).transpose()?;
-        let pidfd = child.map(|child| child.as_fd().try_clone_to_owned()).transpose().map_err(|error| {
-            Error::host(
-                format!("the pidfd can't be copied: {error}"),
-                error.raw_os_error().unwrap_or(0),
-                "pidfd",
-            )
-        })?;
+        let pidfd = watch.map(watched_fd).transpose()?;
         let client =
             Client::new(socket, pidfd).map_err(|error| Error::agent_connection(error.to_string()))?;
         Ok(Self { owner: Owner::this_process(), client, kinds: Mutex::default() })
@@ -147,7 +167,7 @@ impl Connection {
             .map_err(|error| Error::from_proto(method, &error))?;
         let (service, method) = find_rpc(service, method)
             .ok_or_else(|| Error::invalid(format!("no RPC {service}/{method}"), "method"))?;
-        self.send(service, &payload, timeout, Kind::Json { service, method })
+        self.send_own(service, &payload, timeout, Kind::Json { service, method })
     }
 
     /// Send a protobuf message; its answer is one too.
@@ -156,11 +176,12 @@ impl Connection {
         &self,
         service: &str,
         method: &str,
-        request: &[u8],
+        request: &Bound<'_, PyBytes>,
         timeout_s: Option<f64>,
     ) -> Result<u32, Error> {
         let timeout = optional_duration(timeout_s, "timeout_s")?;
-        self.send(service, request, timeout, Kind::Raw { method: method.into() })
+        let own = || Piece::new(PyBackedBytes::from(request.clone()));
+        self.send(service, request.as_bytes(), own, timeout, Kind::Raw { method: method.into() })
     }
 
     /// WriteStdin; the answer is the decimal count of bytes taken.
@@ -174,7 +195,7 @@ impl Connection {
     ) -> Result<u32, Error> {
         let timeout = optional_duration(timeout_s, "timeout_s")?;
         let request = grpc::WriteStreamRequest { container_id, exec_id, data: data.to_vec() };
-        self.send(AGENT_SERVICE, &request.encode_to_vec(), timeout, Kind::WriteStdin)
+        self.send_own(AGENT_SERVICE, &request.encode_to_vec(), timeout, Kind::WriteStdin)
     }
 
     /// ReadStdout or ReadStderr of at most `length` bytes.
@@ -188,7 +209,7 @@ impl Connection {
     ) -> Result<u32, Error> {
         let request = grpc::ReadStreamRequest { container_id, exec_id, len: length };
         let method = if stderr { "ReadStderr" } else { "ReadStdout" };
-        self.send(AGENT_SERVICE, &request.encode_to_vec(), None, Kind::Read { method })
+        self.send_own(AGENT_SERVICE, &request.encode_to_vec(), None, Kind::Read { method })
     }
 
     /// The answer of `slot`, once.
@@ -197,6 +218,34 @@ impl Connection {
         let slot = StreamId(slot);
         let answer = in_slices(py, None, |limit| client.wait_until(slot, limit))?;
         self.finish(py, slot, answer)
+    }
+
+    /// `submit` and `wait` in one; a wait that is interrupted forgets the request.
+    #[pyo3(signature = (service, method, request, timeout_s=None))]
+    fn call<'py>(
+        &self,
+        py: Python<'py>,
+        service: &str,
+        method: &str,
+        request: &[u8],
+        timeout_s: Option<f64>,
+    ) -> Result<Bound<'py, PyBytes>, Error> {
+        let slot = self.submit(service, method, request, timeout_s)?;
+        self.wait_or_forget(py, slot)
+    }
+
+    /// `submit_raw` and `wait` in one, as `call`.
+    #[pyo3(signature = (service, method, request, timeout_s=None))]
+    fn call_raw<'py>(
+        &self,
+        py: Python<'py>,
+        service: &str,
+        method: &str,
+        request: &Bound<'py, PyBytes>,
+        timeout_s: Option<f64>,
+    ) -> Result<Bound<'py, PyBytes>, Error> {
+        let slot = self.submit_raw(service, method, request, timeout_s)?;
+        self.wait_or_forget(py, slot)
     }
 
     /// Those of `slots` whose `wait` would not block, at least one; empty at `timeout_s`.

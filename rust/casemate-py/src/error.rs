@@ -3,6 +3,9 @@
 //! The classes are defined in `casemate.errors`; they are looked up when an error is raised, so
 //! importing the extension imports nothing else.
 
+use std::borrow::Cow;
+
+use casemate_failpoint::Failure;
 use casemate_netlink::NetlinkError;
 use casemate_process::ProcessError;
 use casemate_proto::json::ProtoError;
@@ -74,11 +77,12 @@ impl Error {
     }
 
     fn agent_rpc(method: &str, code: i32, details: &str) -> Self {
+        let details = cut(details);
         let name = Code::try_from(code).map_or_else(|_| format!("code {code}"), |code| format!("{code:?}"));
         let attributes = vec![
             ("method", Attribute::Text(method.into())),
             ("code", Attribute::Integer(code.into())),
-            ("details", Attribute::Text(details.into())),
+            ("details", Attribute::Text(details.clone().into_owned())),
         ];
         Self::new("AgentRpcError", format!("{method}: {name}: {details}"), attributes)
     }
@@ -86,6 +90,7 @@ impl Error {
     /// How a call of `method` ended.
     pub fn from_call(method: &str, error: TtrpcError) -> Self {
         match error {
+            TtrpcError::Failpoint(failure) => failure.into(),
             TtrpcError::Rpc(status) => Self::agent_rpc(method, status.code, &status.message),
             TtrpcError::Malformed { .. } => {
                 Self::agent_rpc(method, Code::DataLoss as i32, &error.to_string())
@@ -121,10 +126,21 @@ impl Error {
     }
 }
 
+/// A peer's text as it may stand in an error: without what is more than anybody reads.
+fn cut(text: &str) -> Cow<'_, str> {
+    const MAX_BYTES: usize = 64 << 10;
+    if text.len() <= MAX_BYTES {
+        return Cow::Borrowed(text);
+    }
+    let end = (0..=MAX_BYTES).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
+    Cow::Owned(format!("{}… (of {} bytes)", &text[..end], text.len()))
+}
+
 impl From<ProcessError> for Error {
     fn from(error: ProcessError) -> Self {
         let text = error.to_string();
         match error {
+            ProcessError::Failpoint(failure) => failure.into(),
             ProcessError::Spawn { program, errno, .. } => Self::host(text, errno as i32, program),
             ProcessError::Io { op, errno } => Self::host(text, errno as i32, op),
             ProcessError::DeadlineExceeded { timeout, .. } | ProcessError::SpawnTimedOut { timeout, .. } => {
@@ -151,6 +167,7 @@ impl From<VsockError> for Error {
     fn from(error: VsockError) -> Self {
         let text = error.to_string();
         match error {
+            VsockError::Failpoint(failure) => failure.into(),
             VsockError::Io { target, errno, .. } => Self::host(text, errno as i32, target),
             VsockError::DeadlineExceeded { timeout, .. } => {
                 Self::deadline(text, timeout.as_secs_f64(), timeout.as_secs_f64())
@@ -159,6 +176,25 @@ impl From<VsockError> for Error {
             _ => Self::internal(text),
         }
     }
+}
+
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Self {
+        let Some(text) = failure.text else {
+            // What an interrupted wait ends with depends on who waits, and Python knows that.
+            return Self::Python(Python::attach(|py| interruption(py).unwrap_or_else(|error| error)));
+        };
+        let class = match failure.point {
+            "native.spawn" | "native.unpack" | "native.unpack_write" => "HostError",
+            _ => "AgentConnectionError",
+        };
+        Self::new(class, text, vec![("op", Attribute::Text(failure.point.into()))])
+    }
+}
+
+fn interruption(py: Python<'_>) -> PyResult<PyErr> {
+    let module = py.import("casemate.observe.failpoints")?;
+    Ok(PyErr::from_value(module.call_method0("interruption")?))
 }
 
 impl From<PyErr> for Error {

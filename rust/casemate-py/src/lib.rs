@@ -4,7 +4,9 @@ mod archive;
 mod child;
 mod connection;
 mod dial;
+mod echo;
 mod error;
+mod failpoint;
 mod host;
 mod network;
 mod vsock;
@@ -23,6 +25,10 @@ mod core {
     #[pymodule_export]
     use super::dial::{accept, connect_hybrid, connect_vsock};
     #[pymodule_export]
+    use super::echo::serve_echo;
+    #[pymodule_export]
+    use super::failpoint::{FailpointScript, set_failpoints};
+    #[pymodule_export]
     use super::host::tsc_khz;
     #[pymodule_export]
     use super::network::create_tap;
@@ -35,6 +41,7 @@ mod core {
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
         super::wait::count_forks()?;
+        module.add("__optimized__", !cfg!(debug_assertions))?;
         module.add("__version__", env!("CARGO_PKG_VERSION"))
     }
 }

@@ -4,24 +4,35 @@
 //! socket, a wake-up event, the watched process and the nearest deadline, reads for all and wakes the others whose answers
 //! came. When its own answer is there, another waiter leads. An event loop leads instead by calling
 //! [`Client::on_readable`] when [`Client::socket`] is readable; the two ways are not mixed on one connection.
+//!
+//! Most answers come within a few microseconds. So a wait begins with a read that sleeps, for [`READ_FIRST`] at most, and
+//! asks for readiness only when that was in vain: one system call less for each answer. Whatever else a leader has to see
+//! to (another's nearer deadline, bytes that the socket did not take, the watched process's end without an end of the
+//! stream) waits for that time.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use casemate_failpoint::{Failure, hit};
 use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use nix::sys::socket::{MsgFlags, Shutdown, shutdown};
+use nix::sys::socket::{MsgFlags, Shutdown, setsockopt, shutdown, sockopt};
+use nix::sys::time::{TimeVal, TimeValLike};
 
 use crate::error::TtrpcError;
 use crate::frame::{StreamId, StreamMap};
-use crate::slots::{Answer, Call, ClientState};
-use crate::wire::{receive, send_now, time_left};
+use crate::slots::{Answer, Call, ClientState, MIN_SPARE_BYTES, Piece};
+use crate::wire::{MAX_PARTS, receive, receive_once, send_now, time_left};
 
 /// Most reads in one go, so that a flood from the peer does not keep an event loop from its other work.
 const MAX_READS_IN_ONE_GO: usize = 32;
+
+/// Longest read that a wait begins with.
+pub const READ_FIRST: Duration = Duration::from_millis(20);
 
 /// How a wait ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,6 +61,8 @@ struct Descriptors {
     /// Held open for the set.
     _watch: Option<OwnedFd>,
     watches_writable: AtomicBool,
+    /// Whether a plain read sleeps, for [`READ_FIRST`] at most.
+    can_read_first: bool,
 }
 
 /// What an event is about.
@@ -72,7 +85,17 @@ impl Descriptors {
         if let Some(watch) = &watch {
             add(watch.as_fd(), WATCH)?;
         }
-        Ok(Self { epoll, socket, wake, _watch: watch, watches_writable: AtomicBool::new(false) })
+        let can_read_first = Self::limit_reads(&socket).unwrap_or(false);
+        let watches_writable = AtomicBool::new(false);
+        Ok(Self { epoll, socket, wake, _watch: watch, watches_writable, can_read_first })
+    }
+
+    /// Whether a plain read sleeps on this socket and for no longer than it may.
+    fn limit_reads(socket: &OwnedFd) -> Result<bool, Errno> {
+        let flags = OFlag::from_bits_retain(fcntl(socket, FcntlArg::F_GETFL)?);
+        let limit = TimeVal::milliseconds(i64::try_from(READ_FIRST.as_millis()).unwrap_or(1));
+        setsockopt(socket, sockopt::ReceiveTimeout, &limit)?;
+        Ok(!flags.contains(OFlag::O_NONBLOCK))
     }
 
     /// Called by the leader alone.
@@ -93,6 +116,8 @@ struct Inner {
     descriptors: Option<Arc<Descriptors>>,
     /// Whether a thread polls now, and until when it sleeps at most.
     leader: Option<Lead>,
+    /// Whether the leader reads now and has the decoder: nobody else may read then.
+    is_read: bool,
     followers: StreamMap<Vec<Arc<Condvar>>>,
 }
 
@@ -112,6 +137,7 @@ impl Client {
             state: ClientState::new(),
             descriptors: Some(Arc::new(Descriptors::new(socket, watch)?)),
             leader: None,
+            is_read: false,
             followers: StreamMap::default(),
         };
         Ok(Self { inner: Mutex::new(inner) })
@@ -128,15 +154,23 @@ impl Client {
     /// # Errors
     /// As [`ClientState::open`]. A broken connection is reported by the slot, not here, when it breaks in this call.
     pub fn submit(&self, call: &Call<'_>) -> Result<StreamId, TtrpcError> {
+        self.submit_kept(call, || Piece::new(call.payload.to_vec()))
+    }
+
+    /// As [`Client::submit`]; `own` gives the payload's owner, in case that not all of it can be sent at once.
+    ///
+    /// # Errors
+    /// As [`Client::submit`].
+    pub fn submit_kept(&self, call: &Call<'_>, own: impl FnOnce() -> Piece) -> Result<StreamId, TtrpcError> {
         let now = Instant::now();
         let mut inner = self.lock();
         let (slot, prefix) = inner.state.open(call, now)?;
-        let parts: [&[u8]; 2] = [&prefix, call.payload];
-        if inner.state.kept_bytes() == 0 {
-            inner.send(&parts);
-        } else {
-            inner.state.keep(&parts, 0);
-            inner.flush();
+        if let Err(failure) = inner.send(prefix, call.payload, own) {
+            if failure.text.is_none() {
+                inner.state.cancel(slot);
+                return Err(failure.into());
+            }
+            inner.break_with(&failure.into());
         }
         if let Some(lead) = inner.leader {
             let is_due_earlier = call
@@ -155,6 +189,13 @@ impl Client {
     /// The answer of a finished slot, once; `None` while it is open.
     pub fn take(&self, slot: StreamId) -> Option<Answer> {
         self.lock().state.take(slot)
+    }
+
+    /// Takes the memory of an answer that is of no more use, for the next ones.
+    pub fn recycle(&self, answer: Vec<u8>) {
+        if answer.capacity() >= MIN_SPARE_BYTES {
+            self.lock().state.recycle(answer);
+        }
     }
 
     /// Waits until one of `slots` has an answer or is not open any more, at most until `until`. Blocks.
@@ -196,7 +237,7 @@ impl Client {
         mut look: impl FnMut(&mut ClientState) -> Option<T>,
     ) -> Result<T, Waited> {
         let mut inner = self.lock();
-        let (mut has_looked, mut is_interrupted) = (false, false);
+        let (mut has_looked, mut has_read, mut is_interrupted) = (false, false, false);
         let result = loop {
             // Before the clock is asked: on the way out it is not needed.
             if let Some(found) = look(&mut inner.state) {
@@ -219,7 +260,12 @@ impl Client {
             } else if inner.leader.is_some() {
                 inner = Self::follow(inner, slots, until);
             } else {
-                (inner, is_interrupted) = self.lead(inner, earlier(due, until));
+                let until = earlier(due, until);
+                let has_time = until.is_none_or(|until| until.saturating_duration_since(now) > READ_FIRST);
+                let reads_first = has_time && !has_read;
+                has_read = true;
+                (inner, is_interrupted) =
+                    if reads_first { self.lead_reading(inner, until) } else { self.lead(inner, until) };
             }
         };
         inner.notify_all_finished();
@@ -317,6 +363,53 @@ impl Client {
         inner
     }
 
+    /// Sleeps in a read, for [`READ_FIRST`] at most, and takes in what came; true when a signal ended it.
+    fn lead_reading<'a>(
+        &'a self,
+        mut inner: MutexGuard<'a, Inner>,
+        until: Option<Instant>,
+    ) -> (MutexGuard<'a, Inner>, bool) {
+        let Some(descriptors) = inner.descriptors.clone() else { return (inner, false) };
+        if !descriptors.can_read_first || inner.state.kept_bytes() > 0 || inner.state.broken().is_some() {
+            return self.lead(inner, until);
+        }
+        if let Err(failure) = hit("native.recv") {
+            inner.break_with(&failure.into());
+            return (inner, false);
+        }
+        let mut decoder = inner.state.lend_decoder();
+        inner.leader = Some(Lead { sleeps_until: until, polls_writable: false });
+        inner.is_read = true;
+        drop(inner);
+
+        let space = decoder.space();
+        let space_bytes = space.len();
+        let result = receive_once(descriptors.socket.as_fd(), space, MsgFlags::empty());
+
+        let mut inner = self.lock();
+        inner.leader = None;
+        inner.is_read = false;
+        inner.state.take_back_decoder(decoder);
+        if inner.state.broken().is_some() {
+            return (inner, false);
+        }
+        match result {
+            Ok(bytes) => {
+                inner.take_in(bytes);
+                if bytes == space_bytes {
+                    inner.read_ready();
+                }
+            }
+            // The time is over; what was left to do meanwhile is seen to by a poll.
+            Err(Errno::EAGAIN) => {}
+            Err(Errno::EINTR) => return (inner, true),
+            Err(errno) => {
+                inner.break_with(&TtrpcError::io("recv", errno));
+            }
+        }
+        (inner, false)
+    }
+
     /// Polls once for everybody and takes in what came; true when a signal ended the poll.
     fn lead<'a>(
         &'a self,
@@ -387,21 +480,45 @@ fn earlier(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
 }
 
 impl Inner {
-    /// Sends these parts now and keeps the rest.
-    fn send(&mut self, parts: &[&[u8]]) {
-        let Some(descriptors) = self.descriptors.clone() else { return };
-        match send_now(descriptors.socket.as_fd(), parts, 0) {
-            Ok(sent) if sent == parts.iter().map(|part| part.len()).sum::<usize>() => {}
-            Ok(sent) => self.state.keep(parts, sent),
-            Err(Errno::EAGAIN) => self.state.keep(parts, 0),
-            Err(errno) => self.send_failed(errno),
+    /// Sends both parts behind what is kept, as far as the socket takes them, and keeps the rest.
+    fn send(&mut self, prefix: Vec<u8>, payload: &[u8], own: impl FnOnce() -> Piece) -> Result<(), Failure> {
+        hit("native.send")?;
+        let Some(descriptors) = self.descriptors.clone() else { return Ok(()) };
+        let is_first = self.state.kept_bytes() == 0;
+        let mut sent = 0;
+        if is_first {
+            match send_now(descriptors.socket.as_fd(), &[&prefix, payload], 0) {
+                Ok(bytes) => sent = bytes,
+                Err(Errno::EAGAIN) => {}
+                Err(errno) => {
+                    self.send_failed(errno);
+                    return Ok(());
+                }
+            }
         }
+        let prefix_bytes = prefix.len();
+        if sent < prefix_bytes {
+            self.state.keep(Piece::new(prefix), sent);
+        }
+        if sent < prefix_bytes + payload.len() {
+            self.state.keep(own(), sent.saturating_sub(prefix_bytes));
+        }
+        if !is_first {
+            self.flush();
+        }
+        Ok(())
     }
 
     fn flush(&mut self) {
         let Some(descriptors) = self.descriptors.clone() else { return };
         while self.state.kept_bytes() > 0 {
-            match send_now(descriptors.socket.as_fd(), &[self.state.kept()], 0) {
+            let mut parts: [&[u8]; MAX_PARTS] = [&[]; MAX_PARTS];
+            let mut count = 0;
+            for (part, kept) in parts.iter_mut().zip(self.state.kept()) {
+                *part = kept;
+                count += 1;
+            }
+            match send_now(descriptors.socket.as_fd(), &parts[..count], 0) {
                 Ok(sent) => self.state.sent(sent),
                 Err(Errno::EAGAIN) => return,
                 Err(errno) => return self.send_failed(errno),
@@ -410,27 +527,43 @@ impl Inner {
     }
 
     fn send_failed(&mut self, errno: Errno) {
+        if self.is_read && matches!(errno, Errno::EPIPE | Errno::ECONNRESET) {
+            // The leader's read finds the answers that came before the end, then the end.
+            return;
+        }
         // The peer may have answered before it went.
         self.read_ready();
         self.break_with(&TtrpcError::io("send", errno));
     }
 
+    /// Takes in bytes that were read into the decoder; 0 is the end of the stream.
+    fn take_in(&mut self, bytes: usize) {
+        if bytes == 0 {
+            self.break_with(&TtrpcError::Closed { reason: "the peer closed it".into() });
+        } else {
+            self.state.received(bytes, Instant::now());
+        }
+    }
+
     /// Reads until the socket has nothing more.
     fn read_ready(&mut self) {
         let Some(descriptors) = self.descriptors.clone() else { return };
+        if self.is_read {
+            return;
+        }
         for _ in 0..MAX_READS_IN_ONE_GO {
             if self.state.broken().is_some() {
+                return;
+            }
+            if let Err(failure) = hit("native.recv") {
+                self.break_with(&failure.into());
                 return;
             }
             let space = self.state.space();
             let space_bytes = space.len();
             match receive(descriptors.socket.as_fd(), space, MsgFlags::MSG_DONTWAIT) {
-                Ok(0) => {
-                    self.break_with(&TtrpcError::Closed { reason: "the peer closed it".into() });
-                    return;
-                }
                 Ok(bytes) => {
-                    self.state.received(bytes, Instant::now());
+                    self.take_in(bytes);
                     if bytes < space_bytes {
                         return;
                     }

@@ -51,6 +51,9 @@ pub enum TtrpcError {
     /// The peer answered with an error status.
     #[error("{0}")]
     Rpc(Status),
+    /// A step was made to fail; a send or a read breaks the connection so.
+    #[error(transparent)]
+    Failpoint(#[from] casemate_failpoint::Failure),
     /// The slot is not open: never given out, already taken, or cancelled.
     #[error("slot {slot} is not open")]
     UnknownSlot {

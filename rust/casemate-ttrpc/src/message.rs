@@ -4,7 +4,7 @@
 
 use std::fmt;
 
-use prost::encoding::encode_varint;
+use prost::encoding::{decode_varint, encode_varint};
 
 /// Status codes; the numbers are gRPC's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, prost::Enumeration)]
@@ -153,7 +153,6 @@ pub struct Response {
 ///
 /// With it a response is sent without copying its payload into a second buffer.
 pub(crate) fn response_prefix(payload_bytes: usize) -> Vec<u8> {
-    const PAYLOAD_TAG: u8 = (2 << 3) | 2;
     let mut prefix = Vec::new();
     if payload_bytes > 0 {
         prefix.push(PAYLOAD_TAG);
@@ -161,6 +160,16 @@ pub(crate) fn response_prefix(payload_bytes: usize) -> Vec<u8> {
     }
     prefix
 }
+
+/// The payload of an encoded [`Response`] that has nothing but it, as those of successful calls are; `None` for any other.
+pub(crate) fn sole_payload(data: &[u8]) -> Option<&[u8]> {
+    let (&tag, mut rest) = data.split_first()?;
+    let length = decode_varint(&mut rest).ok()?;
+    (tag == PAYLOAD_TAG && length == rest.len() as u64).then_some(rest)
+}
+
+/// Field 2, length-delimited.
+const PAYLOAD_TAG: u8 = (2 << 3) | 2;
 
 #[cfg(test)]
 mod tests {
@@ -200,6 +209,22 @@ mod tests {
             let mut bytes = response_prefix(size);
             bytes.extend_from_slice(&payload);
             assert_eq!(bytes, Response { status: None, payload }.encode_to_vec());
+        }
+    }
+
+    #[test]
+    fn sole_payload_when_there_is_just_that_then_it_else_none() {
+        for size in [1, 127, 128, 70_000] {
+            let payload = vec![7; size];
+            let data = Response { status: None, payload: payload.clone() }.encode_to_vec();
+            assert_eq!(sole_payload(&data), Some(&payload[..]));
+            // Cut short, and with something behind it.
+            assert_eq!(sole_payload(&data[..data.len() - 1]), None);
+            assert_eq!(sole_payload(&[&data[..], &[0x18, 1]].concat()), None);
+        }
+        let status = Response { status: Some(Status::new(Code::Ok, "")), payload: vec![1] }.encode_to_vec();
+        for other in [&b""[..], b"\x12", b"\x12\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01", &status] {
+            assert_eq!(sole_payload(other), None, "{other:?}");
         }
     }
 

@@ -4,7 +4,8 @@
 //! side hold is one frame in the decoder and one answer for each call that the caller opened.
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BinaryHeap, VecDeque};
+use std::fmt;
 use std::time::{Duration, Instant};
 
 use prost::Message;
@@ -14,13 +15,19 @@ use crate::error::TtrpcError;
 use crate::frame::{
     FrameDecoder, FrameError, FrameHeader, FrameKind, HEADER_BYTES, MAX_DATA_BYTES, StreamId, StreamMap,
 };
-use crate::message::{Code, KeyValue, Request, Response, Status};
+use crate::message::{Code, KeyValue, Request, Response, Status, sole_payload};
 
 /// Most calls that may be open at once.
 pub const MAX_OPEN_CALLS: usize = 65_536;
 
 /// Most bytes that are kept for a peer that does not read.
 pub const MAX_KEPT_BYTES: usize = 64 << 20;
+
+/// Most bytes of answers' memory that are kept for the next ones.
+const MAX_SPARE_BYTES: usize = 1 << 20;
+
+/// Smaller memory is not worth keeping.
+pub(crate) const MIN_SPARE_BYTES: usize = 4 << 10;
 
 /// What is asked of the peer.
 #[derive(Clone, Copy, Debug, Default)]
@@ -35,6 +42,26 @@ pub struct Call<'a> {
     pub timeout: Option<Duration>,
     /// Keys and values beside the request.
     pub metadata: &'a [(String, String)],
+}
+
+/// Bytes that wait for the socket, in whatever owns them.
+pub struct Piece(Box<dyn AsRef<[u8]> + Send + Sync>);
+
+impl Piece {
+    /// Keeps `bytes` as they are.
+    pub fn new(bytes: impl AsRef<[u8]> + Send + Sync + 'static) -> Self {
+        Self(Box::new(bytes))
+    }
+
+    fn bytes(&self) -> &[u8] {
+        (*self.0).as_ref()
+    }
+}
+
+impl fmt::Debug for Piece {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Piece({} bytes)", self.bytes().len())
+    }
 }
 
 /// How a call ended: the encoded response message, or why there is none.
@@ -55,8 +82,14 @@ pub struct ClientState {
     deadlines: BinaryHeap<Reverse<(Instant, StreamId)>>,
     finished: Vec<StreamId>,
     next_stream: u32,
-    kept: Vec<u8>,
+    kept: VecDeque<Piece>,
+    /// Bytes of the first piece that are sent.
     kept_from: usize,
+    kept_bytes: usize,
+    /// Memory of answers that were taken. Taking large blocks from the allocator and giving them back for each answer makes
+    /// it return them to the system each time, and their pages be made anew.
+    spare: Vec<Vec<u8>>,
+    spare_bytes: usize,
     broken: Option<TtrpcError>,
     dropped_answers_total: u64,
 }
@@ -77,8 +110,11 @@ impl ClientState {
             deadlines: BinaryHeap::new(),
             finished: Vec::new(),
             next_stream: 1,
-            kept: Vec::new(),
+            kept: VecDeque::new(),
             kept_from: 0,
+            kept_bytes: 0,
+            spare: Vec::new(),
+            spare_bytes: 0,
             broken: None,
             dropped_answers_total: 0,
         }
@@ -113,34 +149,48 @@ impl ClientState {
         Ok((stream, prefix))
     }
 
-    /// Bytes to send before anything else.
-    #[must_use]
-    pub fn kept(&self) -> &[u8] {
-        &self.kept[self.kept_from..]
+    /// Bytes to send before anything else, piece by piece.
+    pub fn kept(&self) -> impl Iterator<Item = &[u8]> {
+        self.kept.iter().enumerate().map(|(index, piece)| {
+            let from = if index == 0 { self.kept_from } else { 0 };
+            &piece.bytes()[from..]
+        })
     }
 
     /// How many bytes are kept.
     #[must_use]
     pub fn kept_bytes(&self) -> usize {
-        self.kept.len() - self.kept_from
+        self.kept_bytes
     }
 
-    /// Keeps what a socket did not take of `parts`, from byte `from` of them on.
-    pub fn keep(&mut self, parts: &[&[u8]], mut from: usize) {
-        self.kept.drain(..self.kept_from);
-        self.kept_from = 0;
-        for part in parts {
-            let cut = from.min(part.len());
-            from -= cut;
-            self.kept.extend_from_slice(&part[cut..]);
+    /// Keeps what a socket did not take of a piece, from byte `from` of it on; behind what is kept already.
+    pub fn keep(&mut self, piece: Piece, from: usize) {
+        let left = piece.bytes().len().saturating_sub(from);
+        if left == 0 {
+            return;
         }
+        if self.kept.is_empty() {
+            self.kept.push_back(piece);
+            self.kept_from = from;
+        } else if from == 0 {
+            self.kept.push_back(piece);
+        } else {
+            self.kept.push_back(Piece::new(piece.bytes()[from..].to_vec()));
+        }
+        self.kept_bytes += left;
     }
 
     /// Says that the first `bytes` of what is kept are sent.
     pub fn sent(&mut self, bytes: usize) {
-        self.kept_from = (self.kept_from + bytes).min(self.kept.len());
-        if self.kept_from == self.kept.len() {
-            self.kept = Vec::new();
+        self.kept_bytes -= bytes.min(self.kept_bytes);
+        self.kept_from += bytes;
+        while let Some(piece) = self.kept.front()
+            && piece.bytes().len() <= self.kept_from
+        {
+            self.kept_from -= piece.bytes().len();
+            self.kept.pop_front();
+        }
+        if self.kept.is_empty() {
             self.kept_from = 0;
         }
     }
@@ -148,6 +198,18 @@ impl ClientState {
     /// Room to read into; then call [`ClientState::received`].
     pub fn space(&mut self) -> &mut [u8] {
         self.decoder.space()
+    }
+
+    /// Gives the decoder away for a read that holds no lock; nothing may be received until it is back.
+    pub(crate) fn lend_decoder(&mut self) -> FrameDecoder {
+        std::mem::take(&mut self.decoder)
+    }
+
+    /// Takes the lent decoder back; a connection that broke meanwhile needs it no more.
+    pub(crate) fn take_back_decoder(&mut self, decoder: FrameDecoder) {
+        if self.broken.is_none() {
+            self.decoder = decoder;
+        }
     }
 
     /// Takes the first `bytes` of [`ClientState::space`] and finishes the slots whose answers are whole.
@@ -164,13 +226,27 @@ impl ClientState {
                     let stream = frame.header.stream;
                     // An answer that nobody waits for is not even decoded.
                     let is_open = matches!(self.slots.get(&stream), Some(Slot::Open { .. }));
-                    (stream, if is_open { decode_answer(stream, frame.data) } else { Ok(Vec::new()) })
+                    let answer = if is_open {
+                        decode_answer(stream, frame.data, &mut self.spare, &mut self.spare_bytes)
+                    } else {
+                        Ok(Vec::new())
+                    };
+                    (stream, answer)
                 }
                 Err(error @ FrameError::TooLarge { stream, .. }) => {
                     (stream, Err(TtrpcError::Rpc(Status::new(Code::ResourceExhausted, error.to_string()))))
                 }
             };
             self.answer(stream, answer, now);
+        }
+    }
+
+    /// Takes the memory of an answer that is of no more use, for the next ones.
+    pub fn recycle(&mut self, answer: Vec<u8>) {
+        let bytes = answer.capacity();
+        if (MIN_SPARE_BYTES..=MAX_SPARE_BYTES - self.spare_bytes).contains(&bytes) {
+            self.spare_bytes += bytes;
+            self.spare.push(answer);
         }
     }
 
@@ -242,8 +318,8 @@ impl ClientState {
             return Vec::new();
         }
         self.broken = Some(error.clone());
-        self.kept = Vec::new();
-        self.kept_from = 0;
+        self.kept = VecDeque::new();
+        (self.kept_from, self.kept_bytes) = (0, 0);
         self.deadlines.clear();
         self.decoder = FrameDecoder::new();
         let is_open =
@@ -298,7 +374,17 @@ impl ClientState {
     }
 }
 
-fn decode_answer(stream: StreamId, data: &[u8]) -> Answer {
+fn decode_answer(stream: StreamId, data: &[u8], spare: &mut Vec<Vec<u8>>, spare_bytes: &mut usize) -> Answer {
+    if let Some(payload) = sole_payload(data) {
+        if payload.len() < MIN_SPARE_BYTES {
+            return Ok(payload.to_vec());
+        }
+        let mut answer = spare.pop().unwrap_or_default();
+        *spare_bytes -= answer.capacity();
+        answer.clear();
+        answer.extend_from_slice(payload);
+        return Ok(answer);
+    }
     let response = Response::decode(data).map_err(|_| TtrpcError::Malformed { stream })?;
     match response.status {
         Some(status) if !status.is_ok() => Err(TtrpcError::Rpc(status)),

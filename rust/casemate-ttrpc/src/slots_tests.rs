@@ -69,7 +69,7 @@ fn open_when_the_message_is_too_large_then_refused_and_no_slot_is_used() {
 #[test]
 fn open_when_too_much_is_kept_or_open_then_exhausted() {
     let mut state = ClientState::new();
-    state.keep(&[&vec![0; MAX_KEPT_BYTES + 1]], 0);
+    state.keep(Piece::new(vec![0; MAX_KEPT_BYTES + 1]), 0);
     let error = state.open(&call(b""), Instant::now()).unwrap_err();
     assert_eq!(error, TtrpcError::Exhausted { open: 0, kept_bytes: MAX_KEPT_BYTES + 1 });
     state.sent(MAX_KEPT_BYTES + 1);
@@ -90,13 +90,18 @@ fn open_when_stream_ids_are_used_up_then_closed_not_reused() {
 #[test]
 fn keep_when_a_part_was_sent_then_the_rest_follows() {
     let mut state = ClientState::new();
-    state.keep(&[b"abc", b"def"], 4);
-    assert_eq!(state.kept(), b"ef");
+    let kept = |state: &ClientState| state.kept().flatten().copied().collect::<Vec<u8>>();
+    state.keep(Piece::new(b"abc"), 3);
+    state.keep(Piece::new(b"def"), 1);
+    assert_eq!(kept(&state), b"ef");
     state.sent(1);
-    state.keep(&[b"gh"], 0);
-    assert_eq!(state.kept(), b"fgh");
-    state.sent(3);
-    assert_eq!(state.kept_bytes(), 0);
+    state.keep(Piece::new(b"gh"), 0);
+    state.keep(Piece::new(b"ij"), 1);
+    assert_eq!((kept(&state), state.kept_bytes()), (b"fghj".to_vec(), 4));
+    state.sent(2);
+    assert_eq!(kept(&state), b"hj");
+    state.sent(2);
+    assert_eq!((kept(&state), state.kept_bytes()), (Vec::new(), 0));
 }
 
 #[test]

@@ -23,19 +23,26 @@ pub(crate) fn poll_timeout(deadline: Instant) -> PollTimeout {
 /// Receives at most `buffer.len()` bytes; 0 at the end of the stream. Blocks if the socket does.
 pub(crate) fn receive(fd: BorrowedFd<'_>, buffer: &mut [u8], flags: MsgFlags) -> Result<usize, Errno> {
     loop {
-        match recv(fd.as_raw_fd(), buffer, flags) {
+        match receive_once(fd, buffer, flags) {
             Err(Errno::EINTR) => {}
-            // A peer that died with data unread in its socket ends the stream like one that closed it.
-            Err(Errno::ECONNRESET) => return Ok(0),
             result => return result,
         }
     }
 }
 
-/// Most parts of one message: header, envelope, payload.
-const MAX_PARTS: usize = 3;
+/// As [`receive`], and a signal ends it.
+pub(crate) fn receive_once(fd: BorrowedFd<'_>, buffer: &mut [u8], flags: MsgFlags) -> Result<usize, Errno> {
+    match recv(fd.as_raw_fd(), buffer, flags) {
+        // A peer that died with data unread in its socket ends the stream like one that closed it.
+        Err(Errno::ECONNRESET) => Ok(0),
+        result => result,
+    }
+}
 
-/// Sends what the socket takes at once of at most [`MAX_PARTS`] parts, from byte `from` of them on; `EAGAIN` when nothing.
+/// Most parts that are sent at once; of a message there are three: header, envelope, payload.
+pub(crate) const MAX_PARTS: usize = 16;
+
+/// Sends what the socket takes at once of the first [`MAX_PARTS`] parts, from byte `from` of them on; `EAGAIN` when nothing.
 pub(crate) fn send_now(fd: BorrowedFd<'_>, parts: &[&[u8]], from: usize) -> Result<usize, Errno> {
     let mut skip = from;
     let mut slices = [IoSlice::new(&[]); MAX_PARTS];
@@ -46,7 +53,7 @@ pub(crate) fn send_now(fd: BorrowedFd<'_>, parts: &[&[u8]], from: usize) -> Resu
     }
     let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
     loop {
-        match sendmsg::<()>(fd.as_raw_fd(), &slices[..parts.len()], &[], flags, None) {
+        match sendmsg::<()>(fd.as_raw_fd(), &slices[..parts.len().min(MAX_PARTS)], &[], flags, None) {
             Err(Errno::EINTR) => {}
             result => return result,
         }

@@ -20,6 +20,7 @@ pub fn accept(listener: BorrowedFd<'_>, patience: Patience<'_>) -> Result<OwnedF
     let attempt = Attempt::new(patience, format!("listener {}", listener.as_raw_fd()));
     loop {
         attempt.wait(Some((listener, PollFlags::POLLIN)), None)?;
+        casemate_failpoint::hit("native.accept")?;
         match accept4(listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC) {
             // SAFETY: accept4 has just made this descriptor and nothing else knows its number.
             Ok(number) => return Ok(unsafe { OwnedFd::from_raw_fd(number) }),

@@ -28,6 +28,9 @@ pub enum VsockError {
         /// How the last attempt failed.
         last: Option<String>,
     },
+    /// The step was made to fail.
+    #[error(transparent)]
+    Failpoint(#[from] casemate_failpoint::Failure),
     /// The watched process ended.
     #[error("no connection with {target}: the process that serves it has ended")]
     WatchEnded {

@@ -42,6 +42,7 @@ fn connect_once(
     address: &UnixAddr,
     port: Port,
 ) -> Result<Result<OwnedFd, String>, VsockError> {
+    casemate_failpoint::hit("native.connect")?;
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None)
         .map_err(|errno| attempt.io("socket", errno))?;

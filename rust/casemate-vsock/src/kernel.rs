@@ -59,6 +59,7 @@ pub(crate) fn is_worth_another_try(errno: Errno) -> bool {
 }
 
 fn connect_once(attempt: &Attempt<'_>, address: &VsockAddr) -> Result<Result<OwnedFd, Errno>, VsockError> {
+    casemate_failpoint::hit("native.connect")?;
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let socket = socket(AddressFamily::Vsock, SockType::Stream, flags, None)
         .map_err(|errno| attempt.io("socket", errno))?;

@@ -21,6 +21,14 @@ from casemate.observe import failpoints
 from casemate.transaction import Step
 
 PACKAGE = Path(casemate.__file__).parent
+ROOT = Path(__file__).resolve().parents[3]
+NATIVE = sorted(name for name in failpoints.POINTS if name.startswith("native."))
+
+
+def native_hits(source: str) -> set[str]:
+    return set(re.findall(r'\bhit\("(native\.[a-z_]+)"\)', source))
+
+
 PLACE = Place(bridge="rp0", slot=0, path="0f/00")
 
 
@@ -34,12 +42,23 @@ def steps_of_plans() -> Iterator[Step]:
 
 def test_registry_when_compared_with_the_source_then_each_point_is_passed_somewhere_and_no_other() -> None:
     passed: set[str] = set()
-    for tree in ("_async", "persist"):
+    for tree in ("_async", "images", "keeper", "persist"):
         for path in (PACKAGE / tree).rglob("*.py"):
             passed |= set(re.findall(r'failpoints\.hit[(,]\s*"([^"]+)"', path.read_text()))
+    for path in ROOT.glob("rust/casemate-*/src/**/*.rs"):
+        # The crate of the points passes them in its own tests.
+        passed |= set() if "casemate-failpoint" in path.parts else native_hits(path.read_text())
     for step in steps_of_plans():
         passed |= {step.name} if step.final else {step.name, f"{step.name}.after"}
     assert passed == set(failpoints.POINTS)
+
+
+def test_registry_when_compared_with_the_native_list_then_the_same_points() -> None:
+    listed = re.search(
+        r"const POINTS[^=]*= \[([^\]]*)\]", (ROOT / "rust/casemate-failpoint/src/lib.rs").read_text()
+    )
+    assert listed is not None
+    assert sorted(re.findall(r'"([^"]+)"', listed[1])) == NATIVE
 
 
 def test_hit_when_nothing_is_set_then_nothing_happens() -> None:
@@ -109,6 +128,7 @@ def test_calling_when_hit_twice_then_called_once() -> None:
         "store.write=1*",
         "store.write=x*off",
         "store.write=off->",
+        "native.recv=cancel",
     ],
 )
 def test_armed_when_a_term_makes_no_sense_then_told_what_is_expected(text: str) -> None:

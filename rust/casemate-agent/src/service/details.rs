@@ -12,6 +12,8 @@ use crate::{marks, storage};
 const ORDERED: &str = "casemate.ordered";
 /// Block devices can be named by their serial: `serial=<text>`.
 const BLOCK_BY_SERIAL: &str = "casemate.block_serial";
+/// `casemate.Diagnostics/Echo` is served.
+const ECHO: &str = "casemate.echo";
 /// The service `casemate.DeviceService` is there.
 const AWAIT_DEVICE: &str = "casemate.await_device";
 /// `User.Username` (`name[:group]`) is looked up in the container.
@@ -25,7 +27,7 @@ pub fn guest_details(
     let memory = Path::new("/sys/devices/system/memory");
     let block_size = if request.mem_block_size { memory_block_size(memory)? } else { 0 };
     let mut features: Vec<String> =
-        [AWAIT_DEVICE, BLOCK_BY_SERIAL, ORDERED, USERNAME].map(str::to_owned).into();
+        [AWAIT_DEVICE, BLOCK_BY_SERIAL, ECHO, ORDERED, USERNAME].map(str::to_owned).into();
     features.extend(marks::features());
     features.sort_unstable();
     Ok(grpc::GuestDetailsResponse {

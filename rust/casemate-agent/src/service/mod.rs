@@ -19,6 +19,9 @@ use crate::pump::Pump;
 use crate::sandbox::Sandbox;
 use crate::stream::Caller;
 
+/// Our own service: `Echo` answers with the request, for measurements of the way between.
+pub const DIAGNOSTICS_SERVICE: &str = "casemate.Diagnostics";
+
 /// Where a request runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Place {
@@ -90,6 +93,10 @@ impl Handler for Service {
         match request.service.as_str() {
             HEALTH_SERVICE => handle_health(&request, responder),
             AGENT_SERVICE => self.0.handle_agent(&request, responder),
+            DIAGNOSTICS_SERVICE => match request.method.as_str() {
+                "Echo" => responder.ok(request.payload),
+                other => responder.error(Status::unknown_method(other)),
+            },
             DEVICE_SERVICE => self.0.handle_device(&request, responder),
             other => responder.error(Status::unknown_service(other)),
         }
