@@ -134,7 +134,7 @@ class AsyncAgentClient:
         try:
             return await self.connection.call(SERVICE, method, messages.encode(message), limit)
         except AgentConnectionError as error:
-            cause = await self._explain(error)
+            cause = await self._find_cause(error)
             if cause is error:
                 raise
             raise cause from error

@@ -135,7 +135,7 @@ class AgentClient:
         try:
             return self.connection.call(SERVICE, method, messages.encode(message), limit)
         except AgentConnectionError as error:
-            cause = self._explain(error)
+            cause = self._find_cause(error)
             if cause is error:
                 raise
             raise cause from error

@@ -27,7 +27,8 @@ from tests.support.sweep import vmm_pids
 
 pytestmark = pytest.mark.root
 
-NAME = "bad-state"
+# Short: the directories of tests leave little room for the path of a socket.
+NAME = f"b{os.getpid()}"
 ANOTHER_USER = 65534
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 

@@ -21,11 +21,12 @@ from casemate import AsyncSandbox, Sandbox
 from casemate.observe import failpoints
 from tests.integration.sandbox.life import attach_and_detach, live, make_and_remove, start, use_everything
 from tests.support.fake_vm import FakeVm
-from tests.support.sweep import Step, kill_vmm, leaving_nothing, steps_of, vmm_pids
+from tests.support.sweep import ELSEWHERE, Step, kill_vmm, leaving_nothing, steps_of, vmm_pids
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(240)]
 
-NAME = "swept"
+# Of this run alone: VMMs are looked up, and killed, by it.
+NAME = f"swept-{os.getpid()}"
 # An end that goes well passes them by chance, when the VMM was just ending: they are swept with an end that goes wrong.
 ONLY_ON_FAILURE = ("qemu.killed",)
 SWEPT: dict[str, set[str]] = {}
@@ -46,7 +47,7 @@ def _whole_sweep(request: pytest.FixtureRequest) -> Iterator[None]:
     for key in sorted(COUNTS):
         reporter.write_line(f"  {key}: {COUNTS[key]} steps")
     missed = set(failpoints.POINTS) - set().union(*SWEPT.values())
-    assert missed == set()
+    assert {name for name in missed if not name.startswith(ELSEWHERE)} == set()
 
 
 def outcome_of(call: Callable[[], object]) -> list[BaseException]:
@@ -96,6 +97,13 @@ def check_usable(sandbox: Sandbox, step: object) -> None:
     assert [one.id for one in sandbox.containers] == ["main"], step
     assert sandbox.attachments == (), step
     assert len(sandbox.inspect().containers) == 1
+
+
+@pytest.fixture(autouse=True)
+def _cached(fake_vm: FakeVm) -> None:
+    """Image and guest are in the cache: their making is swept beside its own tests."""
+    start(fake_vm, NAME).stop()
+    fake_vm.forget()
 
 
 @contextmanager
