@@ -9,7 +9,7 @@ import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from casemate._async.hypervisor.qemu import QMP_SOCKET
 from casemate._async.qmp import AsyncQmpClient
@@ -44,6 +44,7 @@ _log = Log(__name__)
 
 _END_S = 15.0
 
+T = TypeVar("T")
 Update = Callable[[SandboxRecord], SandboxRecord]
 
 
@@ -185,15 +186,39 @@ class AsyncKept:
         with KeeperClient.connect(self.directory, self._sandbox_id) as client:
             client.request(op, timeout_s=self._timeouts.control_s, **fields)
 
-    async def _execute(self, command: str) -> None:
-        turn = await compat.to_thread(self._take_turn, "qmp")
-        with turn:
+    async def use_qmp(self, work: Callable[[AsyncQmpClient], compat.Later[T]]) -> T:
+        """Do ``work`` with a connection of QEMU that nobody else has meanwhile.
+
+        Raises: DeadlineExceededError with the name of who holds it; InvalidStateError, VmmExitedError, and what ``work`` raises.
+        Blocks: for its turn, and for ``work``.
+        """
+        turns: list[KeeperClient] = []
+
+        async def take() -> None:
+            turns.append(await compat.to_thread(self._take_turn, "qmp"))
+
+        try:
+            # Whole also when cancelled: a turn that came after that would be given back by nobody.
+            await compat.shielded(take())
             client = self._connect_qmp()
             try:
                 await client.negotiate(timeout_s=self._timeouts.control_s)
-                await client.execute(command, timeout_s=self._timeouts.control_s)
+                return await work(client)
             finally:
                 client.close()
+        finally:
+            for turn in turns:
+                turn.close()
+
+    async def read(self) -> SandboxRecord:
+        """The state document as it is now. Blocks: for a file read."""
+        return await compat.to_thread(load_record, self._settings, self._sandbox_id)
+
+    async def _execute(self, command: str) -> None:
+        async def run(client: AsyncQmpClient) -> None:
+            await client.execute(command, timeout_s=self._timeouts.control_s)
+
+        await self.use_qmp(run)
 
     def _connect_qmp(self) -> AsyncQmpClient:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

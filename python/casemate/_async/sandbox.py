@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     from casemate._async.devices import AsyncDevices
     from casemate._async.hypervisor import AsyncHypervisor
     from casemate._async.kept import AsyncKept
+    from casemate._async.kept_devices import AsyncKeptDevices
     from casemate._async.logs import AsyncLogReader
     from casemate.guest import GuestAssets
     from casemate.images import Image
@@ -138,7 +139,7 @@ class AsyncSandbox:
         self._saving = threading.Lock()
         self._directory: SandboxDirectory | None = None
         self._driver: AsyncHypervisor | None = None
-        self._devices: AsyncDevices | None = None
+        self._devices: AsyncDevices | AsyncKeptDevices | None = None
         self._keeper: NewKeeper | None = None
         self._kept: AsyncKept | None = None
         self._host_port = choose_host_port()
@@ -306,7 +307,7 @@ class AsyncSandbox:
         self._directory = SandboxDirectory.take(self._settings, self.id)
         self._undo.push("state directory", self._remove_directory)
         self._driver = driver
-        driver.changed = self._save
+        driver.changed = self._written
         self._save()
         if detached:
             # As a whole: nobody would know of a keeper whose start was given up.
@@ -578,8 +579,10 @@ class AsyncSandbox:
             return self._devices.attachments
         return () if self._record is None else self._record.devices
 
-    def _own_devices(self, op: str) -> AsyncDevices:
-        agent, driver = self._running_agent(op), self._own_driver(op)
+    def _own_devices(self, op: str) -> AsyncDevices | AsyncKeptDevices:
+        agent = self._running_agent(op)
+        if self._kept is None:
+            self._own_driver(op)
         if self._state is not State.RUNNING:
             raise InvalidStateError(
                 f"{op} needs a running guest, sandbox {self.id} is {self._state.value}",
@@ -589,13 +592,28 @@ class AsyncSandbox:
                 sandbox_id=self.id,
             )
         if self._devices is None:
-            # Here, not above: most sandboxes never need it.
-            from casemate._async.devices import AsyncDevices
-
-            details = self.guest.agent_details
-            features = () if details is None else details.extra_features
-            self._devices = AsyncDevices(driver, agent, features, self._save)
+            self._devices = self._make_devices(agent)
         return self._devices
+
+    def _make_devices(self, agent: AsyncAgentClient) -> AsyncDevices | AsyncKeptDevices:
+        # Imported here, not above: most sandboxes never need it.
+        if self._kept is not None:
+            from casemate._async.kept_devices import AsyncKeptDevices
+
+            assert self._record is not None
+
+            def note(record: SandboxRecord) -> None:
+                self._record = record
+
+            return AsyncKeptDevices(self._kept, agent, self._record, self._timeouts, note)
+        from casemate._async.devices import AsyncDevices
+
+        details = self.guest.agent_details
+        features = () if details is None else details.extra_features
+        return AsyncDevices(self._own_driver("devices"), agent, features, self._written)
+
+    async def _written(self) -> None:
+        self._save()
 
     def _forgetting(self, container_id: ContainerId) -> Detach:
         """What remains to do when a container that was there at boot is removed: its disk stays plugged in."""

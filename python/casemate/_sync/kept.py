@@ -10,7 +10,7 @@ import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from casemate._sync.hypervisor.qemu import QMP_SOCKET
 from casemate._sync.qmp import QmpClient
@@ -45,6 +45,7 @@ _log = Log(__name__)
 
 _END_S = 15.0
 
+T = TypeVar("T")
 Update = Callable[[SandboxRecord], SandboxRecord]
 
 
@@ -186,15 +187,39 @@ class Kept:
         with KeeperClient.connect(self.directory, self._sandbox_id) as client:
             client.request(op, timeout_s=self._timeouts.control_s, **fields)
 
-    def _execute(self, command: str) -> None:
-        turn = compat.to_thread(self._take_turn, "qmp")
-        with turn:
+    def use_qmp(self, work: Callable[[QmpClient], compat.Later[T]]) -> T:
+        """Do ``work`` with a connection of QEMU that nobody else has meanwhile.
+
+        Raises: DeadlineExceededError with the name of who holds it; InvalidStateError, VmmExitedError, and what ``work`` raises.
+        Blocks: for its turn, and for ``work``.
+        """
+        turns: list[KeeperClient] = []
+
+        def take() -> None:
+            turns.append(compat.to_thread(self._take_turn, "qmp"))
+
+        try:
+            # Whole also when cancelled: a turn that came after that would be given back by nobody.
+            compat.shielded(take())
             client = self._connect_qmp()
             try:
                 client.negotiate(timeout_s=self._timeouts.control_s)
-                client.execute(command, timeout_s=self._timeouts.control_s)
+                return work(client)
             finally:
                 client.close()
+        finally:
+            for turn in turns:
+                turn.close()
+
+    def read(self) -> SandboxRecord:
+        """The state document as it is now. Blocks: for a file read."""
+        return compat.to_thread(load_record, self._settings, self._sandbox_id)
+
+    def _execute(self, command: str) -> None:
+        def run(client: QmpClient) -> None:
+            client.execute(command, timeout_s=self._timeouts.control_s)
+
+        self.use_qmp(run)
 
     def _connect_qmp(self) -> QmpClient:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

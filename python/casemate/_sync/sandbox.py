@@ -66,6 +66,7 @@ if TYPE_CHECKING:
     from casemate._sync.devices import Devices
     from casemate._sync.hypervisor import Hypervisor
     from casemate._sync.kept import Kept
+    from casemate._sync.kept_devices import KeptDevices
     from casemate._sync.logs import LogReader
     from casemate.guest import GuestAssets
     from casemate.images import Image
@@ -139,7 +140,7 @@ class Sandbox:
         self._saving = threading.Lock()
         self._directory: SandboxDirectory | None = None
         self._driver: Hypervisor | None = None
-        self._devices: Devices | None = None
+        self._devices: Devices | KeptDevices | None = None
         self._keeper: NewKeeper | None = None
         self._kept: Kept | None = None
         self._host_port = choose_host_port()
@@ -307,7 +308,7 @@ class Sandbox:
         self._directory = SandboxDirectory.take(self._settings, self.id)
         self._undo.push("state directory", self._remove_directory)
         self._driver = driver
-        driver.changed = self._save
+        driver.changed = self._written
         self._save()
         if detached:
             # As a whole: nobody would know of a keeper whose start was given up.
@@ -579,8 +580,10 @@ class Sandbox:
             return self._devices.attachments
         return () if self._record is None else self._record.devices
 
-    def _own_devices(self, op: str) -> Devices:
-        agent, driver = self._running_agent(op), self._own_driver(op)
+    def _own_devices(self, op: str) -> Devices | KeptDevices:
+        agent = self._running_agent(op)
+        if self._kept is None:
+            self._own_driver(op)
         if self._state is not State.RUNNING:
             raise InvalidStateError(
                 f"{op} needs a running guest, sandbox {self.id} is {self._state.value}",
@@ -590,13 +593,28 @@ class Sandbox:
                 sandbox_id=self.id,
             )
         if self._devices is None:
-            # Here, not above: most sandboxes never need it.
-            from casemate._sync.devices import Devices
-
-            details = self.guest.agent_details
-            features = () if details is None else details.extra_features
-            self._devices = Devices(driver, agent, features, self._save)
+            self._devices = self._make_devices(agent)
         return self._devices
+
+    def _make_devices(self, agent: AgentClient) -> Devices | KeptDevices:
+        # Imported here, not above: most sandboxes never need it.
+        if self._kept is not None:
+            from casemate._sync.kept_devices import KeptDevices
+
+            assert self._record is not None
+
+            def note(record: SandboxRecord) -> None:
+                self._record = record
+
+            return KeptDevices(self._kept, agent, self._record, self._timeouts, note)
+        from casemate._sync.devices import Devices
+
+        details = self.guest.agent_details
+        features = () if details is None else details.extra_features
+        return Devices(self._own_driver("devices"), agent, features, self._written)
+
+    def _written(self) -> None:
+        self._save()
 
     def _forgetting(self, container_id: ContainerId) -> Detach:
         """What remains to do when a container that was there at boot is removed: its disk stays plugged in."""

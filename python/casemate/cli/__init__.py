@@ -11,7 +11,6 @@ import argparse
 import signal
 import sys
 from collections.abc import Sequence
-from types import FrameType
 
 __all__ = ["main"]
 
@@ -67,29 +66,28 @@ def _run(words: Sequence[str]) -> int:
 
 
 def _guarded(options: argparse.Namespace) -> int:
+    from casemate.cli.interrupts import Interrupted, let_in
     from casemate.errors import CasemateError
 
     before_command = 125 if options.command in ("run", "exec", "attach") else 1
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _end)
     try:
-        return int(options.run(options))
+        with let_in(signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+            return int(options.run(options))
+    except Interrupted as error:
+        return 128 + error.number
     except CasemateError as error:
         report(error)
         return int(getattr(error, "exit_code", before_command))
-    except ExceptionGroup as group:
-        for one in group.exceptions:
+    except BaseExceptionGroup as group:
+        interruption = group.subgroup(Interrupted)
+        rest = group if interruption is None else group.split(Interrupted)[1]
+        for one in () if rest is None else rest.exceptions:
             report(one)
-        return before_command
+        return before_command if interruption is None else 130
     except BrokenPipeError:
         # The reader of our output went away: nothing is left to say to it.
         sys.stderr.close()
         return 1
-
-
-def _end(number: int, _frame: FrameType | None) -> None:
-    """End like a program that the signal killed, but undo first what was made."""
-    raise SystemExit(128 + number)
 
 
 def report(error: BaseException) -> None:

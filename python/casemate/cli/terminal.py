@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import select
@@ -10,6 +11,7 @@ import signal
 import struct
 import termios
 import threading
+import time
 import tty
 from collections.abc import Callable, Iterator
 from types import FrameType
@@ -25,6 +27,8 @@ __all__ = ["attach"]
 
 _log = Log(__name__)
 
+HANGUP_S = 5.0
+"""So long a command has to end by itself after its terminal was closed."""
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -79,6 +83,20 @@ def _write_all(fd: int, piece: bytes) -> None:
             view = view[os.write(fd, view) :]
         except BlockingIOError:
             select.select([], [fd], [])
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            # A terminal that was closed is a reader that went away.
+            raise BrokenPipeError(errno.EPIPE, "the terminal was closed") from error
+
+
+def _read_input() -> bytes:
+    try:
+        return os.read(0, 65536)
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        return b""  # the terminal was closed
 
 
 def _resize(process: Process) -> None:
@@ -101,7 +119,9 @@ def _raw_terminal(wanted: bool) -> Iterator[None]:
         tty.setraw(0)
         yield
     finally:
-        termios.tcsetattr(0, termios.TCSADRAIN, before)
+        # Now, not when its output was drained: a terminal that nobody reads would keep us for ever, and one that was closed refuses.
+        with contextlib.suppress(termios.error):
+            termios.tcsetattr(0, termios.TCSANOW, before)
 
 
 @contextlib.contextmanager
@@ -135,6 +155,7 @@ class _Control:
         self._keep_input = keep_input
         self._signals = -1
         self._stop_reading = -1
+        self._kill_at: float | None = None
 
     @contextlib.contextmanager
     def passing(self, signals: int) -> Iterator[None]:
@@ -166,12 +187,19 @@ class _Control:
         if self._stdin:
             poll.register(0, select.POLLIN)
         while True:
-            for fd, _ in poll.poll():
+            left_ms = None
+            if self._kill_at is not None:
+                left_ms = max(self._kill_at - time.monotonic(), 0.0) * 1e3
+            ready = poll.poll(left_ms)
+            if not ready:
+                self._kill_at = None
+                self._process.signal(signal.SIGKILL)
+            for fd, _ in ready:
                 if fd == self._stop_reading:
                     return
                 if fd == self._signals:
                     self._forward(os.read(self._signals, 64))
-                elif not self._send(os.read(0, 65536)):
+                elif not self._send(_read_input()):
                     poll.unregister(0)
 
     def _send(self, data: bytes) -> bool:
@@ -188,3 +216,6 @@ class _Control:
                     _resize(self._process)
             else:
                 self._process.signal(number)
+                if number == signal.SIGHUP and self._process.terminal and not self._keep_input:
+                    # Nobody else reaches it: nobody is left who could end a command that does not mind.
+                    self._kill_at = time.monotonic() + HANGUP_S

@@ -124,10 +124,18 @@ class Store:
 
     def used_at(self, digest: str) -> float:
         """When the image was last used, in seconds since 1970; 0 when it is gone. Blocks: for one small read."""
-        try:
-            return (self._directory(digest) / _RECORD_NAME).stat().st_mtime
-        except FileNotFoundError:
-            return 0.0
+        directory = self._directory(digest)
+        for path in (directory / _RECORD_NAME, directory):
+            with contextlib.suppress(FileNotFoundError):
+                return path.stat().st_mtime
+        return 0.0
+
+    def size_bytes(self, digest: str) -> int:
+        """Bytes of the image's files, whole or not. Blocks: for small reads."""
+        directory = self._directory(digest)
+        return sum(
+            (directory / name).stat().st_size for name in list_directory(directory) if name != _RECORD_NAME
+        )
 
     def image(self, record: ImageRecord, name: str) -> Image:
         """The public form of a record. Does not block."""
@@ -270,7 +278,7 @@ class Store:
         """Every image once for each of its names, sorted by name. Blocks: for small reads."""
         names = self.names()
         found: list[Image] = []
-        for digest in self._digests():
+        for digest in self.digests():
             record = self.load(digest)
             if record is not None:
                 own = [name for name, other in names.items() if other == digest] or [""]
@@ -365,10 +373,11 @@ class Store:
     def _by_prefix(self, prefix: str) -> ImageRecord | None:
         if len(prefix) < _MIN_PREFIX or not set(prefix) <= _HEX:
             return None
-        found = [digest for digest in self._digests() if _hex(digest).startswith(prefix)]
+        found = [digest for digest in self.digests() if _hex(digest).startswith(prefix)]
         return self.load(found[0]) if len(found) == 1 else None
 
-    def _digests(self) -> list[str]:
+    def digests(self) -> list[str]:
+        """Digests of all that lies here as an image, damaged ones included. Blocks: for one small read."""
         return [
             name.replace("-", ":", 1) for name in list_directory(self._root) if name.startswith("sha256-")
         ]

@@ -78,7 +78,7 @@ class AsyncMockHypervisor:
         self._process: _core.ChildProcess | KeptVmm | None = None
         self._plugged: dict[str, PluggedDevice] = {}
         self.topology = Topology(bridges=tuple(map(_port, range(config.root_ports))))
-        self.changed: Callable[[], None] = _nothing
+        self.changed: Callable[[], compat.Later[None]] = _nothing
         self._stop_lock = compat.Lock()
 
     @property
@@ -195,7 +195,7 @@ class AsyncMockHypervisor:
         """
         self._note(f"attach {device.id}")
         self.topology, place = self.topology.allocate(device.id)
-        self.changed()
+        await self.changed()
         self._plugged[device.id] = PluggedDevice(device=device, pci_path=place.path)
         return self._plugged[device.id]
 
@@ -204,7 +204,7 @@ class AsyncMockHypervisor:
         self._note(f"detach {device_id}")
         self.topology = self.topology.release(device_id)
         del self._plugged[device_id]
-        self.changed()
+        await self.changed()
 
     async def attach_block(self, disk: BlockDevice) -> BlockAddress:
         """As :meth:`attach`."""
@@ -246,5 +246,5 @@ def _port(number: int) -> Bridge:
     return Bridge(id=f"rp{number}", kind=BridgeKind.ROOT_PORT, address=str(PciAddress(15 + number)))
 
 
-def _nothing() -> None:
+async def _nothing() -> None:
     """Nobody wants to know."""

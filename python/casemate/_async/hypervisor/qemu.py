@@ -132,7 +132,7 @@ class AsyncQemu:
         self._qmp_lock = compat.Lock()
         self._negotiated = False
         self._hotplug: AsyncHotplug | None = None
-        self.changed: Callable[[], None] = _nothing
+        self.changed: Callable[[], compat.Later[None]] = _nothing
         self._stop_lock = compat.Lock()
         # What lives as long as the VM, and what is closed here once QEMU holds it.
         self._kept = contextlib.ExitStack()
@@ -556,7 +556,7 @@ class AsyncQemu:
             os.close(fd)
 
 
-def _nothing() -> None:
+async def _nothing() -> None:
     """Nobody wants to know."""
 
 

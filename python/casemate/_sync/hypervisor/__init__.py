@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from casemate import _core
+from casemate._compat import blocking as compat
 from casemate.agent.transport import Transport
 from casemate.errors import VmmExitedError
 from casemate.hypervisor import (
@@ -36,7 +37,7 @@ class Hypervisor(Protocol):
         changed: Called when a place of :attr:`topology` is taken, before anything is made, or given back.
     """
 
-    changed: Callable[[], None]
+    changed: Callable[[], compat.Later[None]]
 
     @property
     def capabilities(self) -> Capabilities:

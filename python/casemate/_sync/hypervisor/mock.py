@@ -79,7 +79,7 @@ class MockHypervisor:
         self._process: _core.ChildProcess | KeptVmm | None = None
         self._plugged: dict[str, PluggedDevice] = {}
         self.topology = Topology(bridges=tuple(map(_port, range(config.root_ports))))
-        self.changed: Callable[[], None] = _nothing
+        self.changed: Callable[[], compat.Later[None]] = _nothing
         self._stop_lock = compat.Lock()
 
     @property

@@ -133,7 +133,7 @@ class Qemu:
         self._qmp_lock = compat.Lock()
         self._negotiated = False
         self._hotplug: Hotplug | None = None
-        self.changed: Callable[[], None] = _nothing
+        self.changed: Callable[[], compat.Later[None]] = _nothing
         self._stop_lock = compat.Lock()
         # What lives as long as the VM, and what is closed here once QEMU holds it.
         self._kept = contextlib.ExitStack()
