@@ -23,7 +23,6 @@ from casemate import (
     SandboxConfig,
     Settings,
     State,
-    UnsupportedError,
 )
 from casemate.keeper.client import KeeperClient
 from casemate.observe import failpoints
@@ -97,8 +96,6 @@ def test_attach_when_the_creator_is_gone_then_all_is_there_and_it_is_ended_from_
         assert main.exec(["cat", "/proc/1/comm"], capture=True).stdout == "sh\n"
         with pytest.raises(InvalidStateError, match="casemate logs"):
             main.process.stdout.read()
-        with pytest.raises(UnsupportedError):
-            sandbox.create_container(shell(busybox, "true", "late"))
         sandbox.pause()
         assert load_record(settings, NAME).state is State.PAUSED
         sandbox.resume()
@@ -185,6 +182,38 @@ def test_attach_when_two_use_it_at_once_then_both_are_served_and_the_document_ha
         ending = ThreadPoolExecutor(2)
         list(ending.map(lambda one: one.stop(), (first, second)))
         ending.shutdown()
+    assert files_of(settings) == []
+
+
+def test_create_container_when_attached_then_its_disk_comes_and_any_process_takes_it_away(
+    busybox: str, settings: Settings
+) -> None:
+    assert create_elsewhere(busybox) == 0
+
+    def places() -> int:
+        return len(load_record(settings, NAME).topology.places())
+
+    with Sandbox.attach(NAME, settings=settings) as sandbox:
+        late = sandbox.create_container(shell(busybox, "echo late; exit 4", "late"))
+        assert places() == 1
+        for point in ("qemu.device_add.after", "agent.create_container.after", "keeper.keep"):
+            with (
+                failpoints.armed(f"{point}=1*error(made to fail)"),
+                pytest.raises(failpoints.POINTS[point], match="^made to fail$"),
+            ):
+                sandbox.create_container(shell(busybox, "true", "third"))
+            assert (places(), [one.id for one in sandbox.containers]) == (1, ["main", "late"])
+        late.start()
+        assert [entry.data for entry in sandbox.logs("late", follow=True)] == [b"late\n"]
+    with Sandbox.attach(NAME, settings=settings) as sandbox:
+        late = sandbox.container("late")
+        assert late.wait() == 4
+        late.remove()
+        assert places() == 0
+        again = sandbox.create_container(shell(busybox, "cat", "late"))
+        again.start()
+        assert again.exec(["echo", "on"], capture=True).stdout == "on\n"
+        sandbox.stop()
     assert files_of(settings) == []
 
 

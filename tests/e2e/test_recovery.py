@@ -41,12 +41,12 @@ with Sandbox.create(SandboxConfig(name=name), containers=(container,), start=Tru
 NO_DOCUMENT, NO_VMM, WITH_VMM = "no document", "document without a VMM", "document with a VMM"
 MOMENTS = {
     "directory made": ("call", "SandboxDirectory.write", "", NO_DOCUMENT),
-    "document half replaced": ("c_call", "SandboxDirectory.write", "rename", NO_DOCUMENT),
+    "document half replaced": ("c_call", "write_record", "rename", NO_DOCUMENT),
     "document written": ("return", "Sandbox._save", "", NO_VMM),
     "sockets made": ("call", "Qemu.start", "", NO_VMM),
     "before the spawn": ("c_call", "Qemu.start", "spawn", NO_VMM),
     "after the spawn": ("c_return", "Qemu.start", "spawn", NO_VMM),
-    "VMM recorded": ("call", "Sandbox._connect", "", WITH_VMM),
+    "VMM recorded": ("call", "connect_agent", "", WITH_VMM),
     "agent connected": ("call", "Sandbox._prepare_guest", "", WITH_VMM),
     "container asked for": ("return", "Sandbox._begin_container", "", WITH_VMM),
     "running": ("return", "Sandbox.create", "", WITH_VMM),

@@ -25,7 +25,7 @@ from tests.lab.job import HOME, Job
 from tests.lab.run import Limits, Outcome, run_job
 from tests.lab.table import table
 
-SMOKE_LIMIT_S = 600
+SMOKE_LIMIT_S = 900
 WHOLE_LIMIT_S = 1800
 SHELL_LIMIT_S = 24 * 3600
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     file: Path | None = config.getoption("--report")
     if file is not None:
-        config.pluginmanager.register(Report(file), "casemate-report")
+        # The writer is there later than this is called.
+        tell = (lambda text: config.get_terminal_writer().line(text)) if capabilities.IN_LAB else None
+        config.pluginmanager.register(Report(file, tell), "casemate-report")
 
 
 def pytest_report_header() -> str:
@@ -33,10 +36,11 @@ def level_of(nodeid: str) -> str:
 
 
 class Report:
-    """Counts each test once, by its worst phase."""
+    """Counts each test once, by its worst phase. ``tell`` gets a failure when it happens: a lab may not live to the end."""
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, tell: Callable[[str], None] | None = None) -> None:
         self._file = file
+        self._tell = tell
         self._outcome: dict[str, str] = {}
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._needs: dict[str, list[str]] = {}
@@ -49,6 +53,8 @@ class Report:
         self._needs[report.nodeid] = [str(name) for name in needs]
         if report.failed:
             self._outcome[report.nodeid] = "failed"
+            if self._tell is not None:
+                self._tell(f"\n{report.longreprtext}")
         elif report.skipped and not hasattr(report, "wasxfail"):
             longrepr = report.longrepr
             reason = longrepr[2] if isinstance(longrepr, tuple) else str(longrepr)

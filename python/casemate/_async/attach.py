@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from casemate._async.agent import AsyncAgentClient
+from casemate._async.container import AsyncContainer, Changed, Detach
+from casemate._async.guest import kept_disk
 from casemate._async.kept import AsyncKept
 from casemate._async.link import dial_agent
 from casemate._compat import aio as compat
@@ -13,14 +16,14 @@ from casemate.config.sandbox import TimeoutConfig
 from casemate.config.settings import Settings
 from casemate.errors import InvalidStateError, NotFoundError
 from casemate.persist.outcome import read_end, with_outcomes
-from casemate.persist.record import SandboxRecord
+from casemate.persist.record import ContainerRecord, SandboxRecord
 from casemate.persist.store import is_owned, load_record, sandboxes_root
-from casemate.types import State
+from casemate.types import ContainerId, State
 
 if TYPE_CHECKING:
     from casemate.images import Image
 
-__all__ = ["find_image", "find_living", "reach"]
+__all__ = ["find_image", "find_living", "known_container", "reach"]
 
 
 def find_living(settings: Settings, sandbox_id: str) -> SandboxRecord:
@@ -83,3 +86,35 @@ async def find_image(settings: Settings, digest: str) -> Image | None:
         return await compat.to_thread(images.resolve, digest, settings=settings)
     except NotFoundError:
         return None
+
+
+def known_container(
+    agent: AsyncAgentClient,
+    kept: AsyncKept | None,
+    record: SandboxRecord,
+    one: ContainerRecord,
+    image: Image | None,
+    changed: Callable[[ContainerId], Changed],
+    detach: Callable[[ContainerId, str | None], Detach],
+) -> AsyncContainer:
+    """A container of the document. Of a detached sandbox its changes are written, and its disk goes with it.
+
+    Args:
+        changed: Makes what writes a change of a container.
+        detach: Makes what remains to do when a container is removed, with the name of its disk if it came later.
+    """
+    if kept is None:
+        return AsyncContainer(agent, one, image=image)
+    name = ContainerId(one.id)
+    disk = kept_disk(name, image)
+    is_plugged = disk.id in record.topology.places()
+    if is_plugged:
+        kept.disks[disk.id] = disk
+    return AsyncContainer(
+        agent,
+        one,
+        image=image,
+        changed=changed(name),
+        detach=detach(name, disk.id if is_plugged else None),
+        kept=True,
+    )

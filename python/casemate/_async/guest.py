@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from casemate._async.agent import AsyncPipeline
+from casemate._async.agent import AsyncAgentClient, AsyncPipeline
 from casemate._async.container import AsyncContainer, Changed, Detach
+from casemate._async.pull import prepare_image
+from casemate.agent import messages
 from casemate.agent.spec import build_spec, build_storages
 from casemate.config.container import ContainerConfig
+from casemate.config.settings import Settings
+from casemate.errors import AgentConnectionError, AgentRpcError, VmmExitedError
 from casemate.hypervisor import BlockAddress, BlockDevice
+from casemate.observe.log import Log
 from casemate.persist.record import ContainerRecord
 from casemate.types import ContainerId, Progress, State
 
 if TYPE_CHECKING:
     from casemate.images import Image
 
-__all__ = ["begin_container", "image_disk", "steps"]
+__all__ = ["begin_container", "image_disk", "kept_disk", "remove_half_made", "resolve_image", "steps"]
+
+_log = Log(__name__)
 
 
 async def begin_container(
@@ -68,6 +76,26 @@ async def begin_container(
     return container
 
 
+async def remove_half_made(agent: AsyncAgentClient, sandbox_id: str, container_id: ContainerId) -> None:
+    """Undo a making whose outcome is not known: the agent may have the container, and it holds the disk then."""
+    try:
+        await agent.call("RemoveContainer", messages.RemoveContainerRequest(container_id=container_id))
+    except (AgentRpcError, AgentConnectionError, VmmExitedError) as error:
+        _log.debug(
+            "there was no container to remove",
+            extra={"sandbox": sandbox_id, "op": "sandbox.create_container", "cause": str(error)},
+        )
+
+
+async def resolve_image(
+    config: ContainerConfig, settings: Settings, progress: Callable[[Progress], None] | None
+) -> Image:
+    """The image that a container is made from. Blocks: for its unpacking when that was not done before."""
+    from casemate import images
+
+    return await prepare_image(images.resolve, config.image, settings=settings, progress=progress)
+
+
 def steps(progress: Callable[[Progress], None] | None) -> Callable[[str, int, int], None] | None:
     """``progress`` as the making of guest assets calls it."""
     if progress is None:
@@ -82,3 +110,10 @@ def steps(progress: Callable[[Progress], None] | None) -> Callable[[str, int, in
 def image_disk(name: str, image: Image) -> BlockDevice:
     """An image's root file system as a disk named ``name``, shared and read-only."""
     return BlockDevice(id=name, path=str(image.rootfs), read_only=True, serial=name)
+
+
+def kept_disk(container_id: str, image: Image | None) -> BlockDevice:
+    """The disk of a later container of a detached sandbox: its name tells any process whose it is."""
+    name = f"rootfs-{hashlib.blake2s(container_id.encode(), digest_size=6).hexdigest()}"
+    path = "/dev/null" if image is None else str(image.rootfs)
+    return BlockDevice(id=name, path=path, read_only=True, serial=name)

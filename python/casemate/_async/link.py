@@ -14,6 +14,7 @@ from casemate import _core
 from casemate._async.agent import AsyncAgentClient
 from casemate._compat import aio as compat
 from casemate.agent.transport import AGENT_PORT, HybridTransport, Transport, VsockTransport
+from casemate.config.sandbox import TimeoutConfig
 from casemate.errors import (
     AgentConnectionError,
     CasemateError,
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
     from casemate.keeper.vmm import KeptVmm
 
-__all__ = ["AsyncVmm", "await_agent", "dial_agent"]
+__all__ = ["AsyncVmm", "await_agent", "connect_agent", "dial_agent"]
 
 _log = Log(__name__)
 
@@ -46,6 +47,24 @@ class AsyncVmm(Protocol):
 
 EXIT_GRACE_S = 2.0
 """A broken connection is mostly the first sign of the VMM's end; so long its exit status is waited for."""
+
+
+async def connect_agent(
+    driver: AsyncVmm,
+    transport: Transport,
+    listener: socket.socket,
+    timeouts: TimeoutConfig,
+    *,
+    calls: bool,
+) -> AsyncAgentClient:
+    """Connect to the agent of a VMM that was just started: await its call if it is one that calls, else dial it.
+
+    Raises and blocks as :func:`await_agent`.
+    """
+    boot_s, request_s = timeouts.boot_s, timeouts.request_s
+    if calls:
+        return await await_agent(driver, transport, listener, timeout_s=boot_s, request_timeout_s=request_s)
+    return await dial_agent(transport, driver, timeout_s=boot_s, request_timeout_s=request_s)
 
 
 async def await_agent(

@@ -7,32 +7,34 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from msgspec.structs import replace
 
 from casemate import _core
 from casemate._async.agent import AsyncAgentClient, AsyncPipeline
 from casemate._async.container import AsyncContainer, Changed, Detach, new_container_id
-from casemate._async.guest import begin_container, image_disk, steps
-from casemate._async.link import await_agent, dial_agent
-from casemate._async.monitor import AsyncEvents, AsyncMonitor
-from casemate._async.pull import prepare_image
+from casemate._async.guest import (
+    begin_container,
+    image_disk,
+    kept_disk,
+    remove_half_made,
+    resolve_image,
+    steps,
+)
+from casemate._async.link import connect_agent
 from casemate._async.undo import AsyncUndoStack, raise_with
 from casemate._compat import aio as compat
 from casemate.agent import messages
-from casemate.agent.transport import Transport, choose_host_port
+from casemate.agent.transport import choose_host_port
 from casemate.config.container import ContainerConfig
 from casemate.config.sandbox import SandboxConfig, TimeoutConfig
 from casemate.config.settings import Settings
 from casemate.errors import (
-    AgentConnectionError,
-    AgentRpcError,
     AlreadyExistsError,
     CasemateError,
     InvalidStateError,
@@ -62,14 +64,15 @@ from casemate.types import (
 )
 
 if TYPE_CHECKING:
+    from casemate._async.detaching import AsyncDetaching
     from casemate._async.devices import AsyncDevices
     from casemate._async.hypervisor import AsyncHypervisor
     from casemate._async.kept import AsyncKept
     from casemate._async.kept_devices import AsyncKeptDevices
     from casemate._async.logs import AsyncLogReader
+    from casemate._async.monitor import AsyncEvents, AsyncMonitor
     from casemate.guest import GuestAssets
     from casemate.images import Image
-    from casemate.keeper.birth import NewKeeper
 
 __all__ = ["AsyncSandbox"]
 
@@ -96,11 +99,11 @@ class AsyncSandbox:
         "_clock",
         "_containers",
         "_created_unix_ns",
+        "_detaching",
         "_devices",
         "_directory",
         "_driver",
         "_host_port",
-        "_keeper",
         "_kept",
         "_lock",
         "_monitor",
@@ -140,7 +143,7 @@ class AsyncSandbox:
         self._directory: SandboxDirectory | None = None
         self._driver: AsyncHypervisor | None = None
         self._devices: AsyncDevices | AsyncKeptDevices | None = None
-        self._keeper: NewKeeper | None = None
+        self._detaching: AsyncDetaching | None = None
         self._kept: AsyncKept | None = None
         self._host_port = choose_host_port()
         self._agent: AsyncAgentClient | None = None
@@ -203,7 +206,7 @@ class AsyncSandbox:
     async def attach(cls, sandbox_id: str, *, settings: Settings | None = None) -> AsyncSandbox:
         """Reach a living sandbox: a detached one, or one that another process owns. Closing the result leaves it alone.
 
-        Of a detached one everything is possible from here but later containers; of another's only what concerns its containers.
+        Of a detached one everything is possible from here but later devices; of another's only what concerns its containers.
 
         Raises:
             NotFoundError: There is none of that name.
@@ -212,7 +215,7 @@ class AsyncSandbox:
 
         Blocks: until its agent is connected.
         """
-        from casemate._async.attach import find_image, find_living, reach
+        from casemate._async.attach import find_image, find_living, known_container, reach
 
         settings = settings if settings is not None else Settings.from_environment()
         record = await compat.to_thread(find_living, settings, sandbox_id)
@@ -222,14 +225,11 @@ class AsyncSandbox:
         sandbox._kept, sandbox._agent = await reach(settings, record, sandbox._timeouts)
         sandbox.agent_url = record.agent_url
         sandbox._undo.push("agent connection", sandbox._close_agent)
-        is_kept = sandbox._kept is not None
         for one in record.containers:
-            name = ContainerId(one.id)
-            more: dict[str, Any] = (
-                {"changed": sandbox._noting(name), "detach": sandbox._forgetting(name)} if is_kept else {}
-            )
             image = await find_image(settings, one.image_digest)
-            sandbox._containers[name] = AsyncContainer(sandbox._agent, one, image=image, kept=is_kept, **more)
+            sandbox._containers[ContainerId(one.id)] = known_container(
+                sandbox._agent, sandbox._kept, record, one, image, sandbox._noting, sandbox._forgetting
+            )
         return sandbox
 
     @staticmethod
@@ -268,7 +268,7 @@ class AsyncSandbox:
         named = [(new_container_id(one.name), one) for one in containers]
         if len({container_id for container_id, _ in named}) != len(named):
             raise AlreadyExistsError("two containers have the same name; give each a name of its own")
-        images = [await self._resolve_image(one, progress) for one in containers]
+        images = [await resolve_image(one, self._settings, progress) for one in containers]
         driver, addresses = await self._plan(images, progress)
         self._clock.mark("plan")
         failpoints.hit("sandbox.planned")
@@ -324,62 +324,29 @@ class AsyncSandbox:
             self._save()
             self._clock.mark("vmm_spawn")
             failpoints.hit("sandbox.connect")
-            self._agent = await self._connect(driver, transport, listener)
+            self._agent = await connect_agent(
+                driver, transport, listener, self._timeouts, calls=self._guest_assets().agent == "casemate"
+            )
             self._undo.push("agent connection", self._close_agent)
         self._clock.mark("boot")
 
     async def _start_keeper(self, driver: AsyncHypervisor) -> None:
-        from casemate.keeper.birth import NewKeeper
+        from casemate._async.detaching import AsyncDetaching
 
         assert self._directory is not None
-        self._keeper = await compat.to_thread(
-            NewKeeper.start,
-            self._directory.path,
-            self.id,
-            log_bytes=self._settings.log_bytes,
-            timeout_factor=self._settings.timeout_factor,
-        )
-        self._undo.push("keeper", self._abandon_keeper)
-        driver.launch_with(self._keeper)
-
-    async def _abandon_keeper(self) -> None:
-        if self._keeper is not None:
-            await compat.to_thread(self._keeper.abandon)
+        self._detaching = AsyncDetaching(self._settings, self.id, self._directory)
+        self._undo.push("keeper", self._detaching.abandon)
+        await self._detaching.start(driver)
 
     async def _give_to_keeper(self, driver: AsyncHypervisor) -> None:
-        """From here on the sandbox is the keeper's; until it says so, all of it ends with this process."""
-        from casemate._async.kept import AsyncKept
-
-        keeper, directory = self._keeper, self._directory
-        assert keeper is not None
-        assert directory is not None
-        kept = AsyncKept(self._settings, self._make_record(), self._timeouts)
-        try:
-            for container in self._containers.values():
-                await kept.keep(container.id, self.agent_url, terminal=container.process.terminal)
-            self._record = replace(self._make_record(), owner=keeper.record)
-            directory.write(self._record)
-            await compat.to_thread(keeper.commit, directory.lock_fd, timeout_s=self._timeouts.control_s)
-        except BaseException:
-            kept.close()
-            raise
+        assert self._detaching is not None
+        self._kept, self._record = await self._detaching.give(
+            driver, self._make_record, self.containers, self._timeouts
+        )
+        self._driver = None
         self._undo.forget()
         self._undo.push("agent connection", self._close_agent)
-        self._kept, self._driver = kept, None
-        directory.release()
-        driver.hand_over()
-        keeper.leave()
         self._clock.mark("hand_over")
-
-    async def _connect(
-        self, driver: AsyncHypervisor, transport: Transport, listener: socket.socket
-    ) -> AsyncAgentClient:
-        boot_s, request_s = self._timeouts.boot_s, self._timeouts.request_s
-        if self._guest_assets().agent == "casemate":
-            return await await_agent(
-                driver, transport, listener, timeout_s=boot_s, request_timeout_s=request_s
-            )
-        return await dial_agent(transport, driver, timeout_s=boot_s, request_timeout_s=request_s)
 
     async def _prepare_guest(
         self,
@@ -403,7 +370,7 @@ class AsyncSandbox:
             made.append(container)
             if start:
                 await container.begin_start(pipeline)
-                if self._keeper is None:
+                if self._detaching is None:
                     container.process.stdout.prefetch()
         await created.result()
         failpoints.hit("agent.create_sandbox.after")
@@ -437,7 +404,7 @@ class AsyncSandbox:
             hostname=self.config.hostname or self.id,
             changed=self._noting(container_id),
             detach=detach,
-            kept=self._keeper is not None,
+            kept=self._detaching is not None or self._kept is not None,
         )
 
     async def create_container(
@@ -454,25 +421,21 @@ class AsyncSandbox:
 
         Blocks: until the guest has the disk and the agent has made the container. A failure leaves nothing behind.
         """
-        agent, driver = self._running_agent("create_container"), self._own_driver("create_container")
+        agent, vmm = self._running_agent("create_container"), self._control("create_container")
         container_id = new_container_id(config.name)
         async with self._lock:
             if container_id in self._containers:
                 raise AlreadyExistsError(
                     f"the sandbox has a container named {container_id!r} already", container_id=container_id
                 )
-            image = await self._resolve_image(config, progress)
-            disk = image_disk(f"rootfs-{os.urandom(4).hex()}", image)
-            address = await driver.attach_block(disk)
-
-            async def detach() -> None:
-                # Gone with the VMM, or by an earlier try that failed behind it.
-                with contextlib.suppress(VmmExitedError, NotFoundError):
-                    await driver.detach_block(disk.id)
-                self._containers.pop(container_id, None)
+            image = await resolve_image(config, self._settings, progress)
+            own = image_disk(f"rootfs-{os.urandom(4).hex()}", image)
+            disk = own if self._kept is None else kept_disk(container_id, image)
+            address = await vmm.attach_block(disk)
+            detach = self._forgetting(container_id, disk.id)
 
             async def remove() -> None:
-                await self._remove_half_made(agent, container_id)
+                await remove_half_made(agent, self.id, container_id)
 
             try:
                 pipeline = AsyncPipeline(agent)
@@ -481,7 +444,9 @@ class AsyncSandbox:
                 )
                 await container.settle()
                 self._containers[container_id] = container
-                self._save()
+                if self._kept is not None:
+                    await self._kept.keep(container_id, self.agent_url, terminal=container.process.terminal)
+                await self._noting(container_id)()
             except BaseException as error:
                 undo = AsyncUndoStack()
                 undo.push("container's disk", detach)
@@ -491,16 +456,6 @@ class AsyncSandbox:
                     raise
                 raise cause from error
             return container
-
-    async def _remove_half_made(self, agent: AsyncAgentClient, container_id: ContainerId) -> None:
-        """The agent may have made it, and it holds the disk then."""
-        try:
-            await agent.call("RemoveContainer", messages.RemoveContainerRequest(container_id=container_id))
-        except (AgentRpcError, AgentConnectionError, VmmExitedError) as error:
-            _log.debug(
-                "there was no container to remove",
-                extra={"sandbox": self.id, "op": "sandbox.create_container", "cause": str(error)},
-            )
 
     async def attach_block(
         self,
@@ -584,13 +539,7 @@ class AsyncSandbox:
         if self._kept is None:
             self._own_driver(op)
         if self._state is not State.RUNNING:
-            raise InvalidStateError(
-                f"{op} needs a running guest, sandbox {self.id} is {self._state.value}",
-                state=self._state.value,
-                wanted=State.RUNNING.value,
-                op=f"sandbox.{op}",
-                sandbox_id=self.id,
-            )
+            raise self._wrong_state(op, "guest")
         if self._devices is None:
             self._devices = self._make_devices(agent)
         return self._devices
@@ -615,10 +564,14 @@ class AsyncSandbox:
     async def _written(self) -> None:
         self._save()
 
-    def _forgetting(self, container_id: ContainerId) -> Detach:
-        """What remains to do when a container that was there at boot is removed: its disk stays plugged in."""
+    def _forgetting(self, container_id: ContainerId, disk_id: str | None = None) -> Detach:
+        """What remains to do when a container is removed. A disk that was there at boot stays plugged in."""
 
         async def forget() -> None:
+            if disk_id is not None:
+                # Gone with the VMM, or by an earlier try that failed behind it.
+                with contextlib.suppress(VmmExitedError, NotFoundError):
+                    await self._control("remove").detach_block(disk_id)
             self._containers.pop(container_id, None)
             if self._kept is not None:
                 await self._kept.forget(container_id)
@@ -725,6 +678,9 @@ class AsyncSandbox:
         agent, driver = self._running_agent(op), self._own_driver(op)
         with self._saving:
             if self._monitor is None:
+                # Here, not above: most sandboxes are not watched.
+                from casemate._async.monitor import AsyncMonitor
+
                 self._monitor = AsyncMonitor(
                     self.id,
                     driver,
@@ -837,13 +793,6 @@ class AsyncSandbox:
                 exc_info=error,
             )
 
-    async def _resolve_image(
-        self, config: ContainerConfig, progress: Callable[[Progress], None] | None
-    ) -> Image:
-        from casemate import images
-
-        return await prepare_image(images.resolve, config.image, settings=self._settings, progress=progress)
-
     async def _close_agent(self) -> None:
         if self._agent is not None:
             self._agent.close()
@@ -867,14 +816,17 @@ class AsyncSandbox:
     def _running_agent(self, op: str) -> AsyncAgentClient:
         self._check_process(op)
         if self._agent is None or self._state is State.STOPPED:
-            raise InvalidStateError(
-                f"{op} needs a running sandbox, {self.id} is {self._state.value}",
-                state=self._state.value,
-                wanted=State.RUNNING.value,
-                op=f"sandbox.{op}",
-                sandbox_id=self.id,
-            )
+            raise self._wrong_state(op, "sandbox")
         return self._agent
+
+    def _wrong_state(self, op: str, what: str) -> InvalidStateError:
+        return InvalidStateError(
+            f"{op} needs a running {what}, {self.id} is {self._state.value}",
+            state=self._state.value,
+            wanted=State.RUNNING.value,
+            op=f"sandbox.{op}",
+            sandbox_id=self.id,
+        )
 
     def _control(self, op: str) -> AsyncHypervisor | AsyncKept:
         return self._kept if self._kept is not None else self._own_driver(op)
@@ -920,7 +872,7 @@ class AsyncSandbox:
             kernel=str(assets.kernel),
             kernel_release=assets.kernel_release,
             initrd=None if assets.initrd is None else str(assets.initrd),
-            keeper=None if self._keeper is None else self._keeper.record,
+            keeper=None if self._detaching is None else self._detaching.record,
             vmm=self._vmm,
             agent_url=self.agent_url,
             containers=tuple(container.record() for container in self.containers),

@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from casemate._sync.agent import AgentClient
+from casemate._sync.container import Container, Changed, Detach
+from casemate._sync.guest import kept_disk
 from casemate._sync.kept import Kept
 from casemate._sync.link import dial_agent
 from casemate._compat import blocking as compat
@@ -14,14 +17,14 @@ from casemate.config.sandbox import TimeoutConfig
 from casemate.config.settings import Settings
 from casemate.errors import InvalidStateError, NotFoundError
 from casemate.persist.outcome import read_end, with_outcomes
-from casemate.persist.record import SandboxRecord
+from casemate.persist.record import ContainerRecord, SandboxRecord
 from casemate.persist.store import is_owned, load_record, sandboxes_root
-from casemate.types import State
+from casemate.types import ContainerId, State
 
 if TYPE_CHECKING:
     from casemate.images import Image
 
-__all__ = ["find_image", "find_living", "reach"]
+__all__ = ["find_image", "find_living", "known_container", "reach"]
 
 
 def find_living(settings: Settings, sandbox_id: str) -> SandboxRecord:
@@ -84,3 +87,35 @@ def find_image(settings: Settings, digest: str) -> Image | None:
         return compat.to_thread(images.resolve, digest, settings=settings)
     except NotFoundError:
         return None
+
+
+def known_container(
+    agent: AgentClient,
+    kept: Kept | None,
+    record: SandboxRecord,
+    one: ContainerRecord,
+    image: Image | None,
+    changed: Callable[[ContainerId], Changed],
+    detach: Callable[[ContainerId, str | None], Detach],
+) -> Container:
+    """A container of the document. Of a detached sandbox its changes are written, and its disk goes with it.
+
+    Args:
+        changed: Makes what writes a change of a container.
+        detach: Makes what remains to do when a container is removed, with the name of its disk if it came later.
+    """
+    if kept is None:
+        return Container(agent, one, image=image)
+    name = ContainerId(one.id)
+    disk = kept_disk(name, image)
+    is_plugged = disk.id in record.topology.places()
+    if is_plugged:
+        kept.disks[disk.id] = disk
+    return Container(
+        agent,
+        one,
+        image=image,
+        changed=changed(name),
+        detach=detach(name, disk.id if is_plugged else None),
+        kept=True,
+    )

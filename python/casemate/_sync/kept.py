@@ -8,9 +8,11 @@ import os
 import select
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from msgspec.structs import replace
 
 from casemate._sync.hypervisor.qemu import QMP_SOCKET
 from casemate._sync.qmp import QmpClient
@@ -24,7 +26,7 @@ from casemate.errors import (
     NotFoundError,
     VmmExitedError,
 )
-from casemate.hypervisor import VmmProcess
+from casemate.hypervisor import BlockAddress, BlockDevice, PluggedDevice, VmmProcess
 from casemate.keeper.client import KeeperClient, encode_bytes
 from casemate.keeper.vmm import KeptVmm
 from casemate.observe import failpoints
@@ -38,6 +40,9 @@ from casemate.persist.store import (
     sandboxes_root,
     write_record,
 )
+
+if TYPE_CHECKING:
+    from casemate._sync.hypervisor.qemu_hotplug import Hotplug
 
 __all__ = ["Kept"]
 
@@ -62,9 +67,10 @@ class Kept:
     Attributes:
         process: The VMM.
         directory: The state directory.
+        disks: Disks that were plugged in while it ran, as far as this handle knows of them, by name.
     """
 
-    __slots__ = ("_keeper", "_sandbox_id", "_settings", "_timeouts", "directory", "process")
+    __slots__ = ("_keeper", "_sandbox_id", "_settings", "_timeouts", "directory", "disks", "process")
 
     def __init__(self, settings: Settings, record: SandboxRecord, timeouts: TimeoutConfig) -> None:
         assert record.keeper is not None
@@ -74,6 +80,7 @@ class Kept:
         self._settings = settings
         self._timeouts = timeouts
         self.directory: Path = sandboxes_root(settings) / record.id
+        self.disks: dict[str, BlockDevice] = {}
         vmm = VmmProcess(pid=record.vmm.pid, start_time_ticks=record.vmm.start_time_ticks)
         self.process = KeptVmm(self.directory, vmm, record.keeper)
 
@@ -133,6 +140,33 @@ class Kept:
     def resume(self) -> None:
         """Let the vCPUs go on. Raises and blocks as :meth:`pause`."""
         self._execute("cont")
+
+    def attach_block(self, disk: BlockDevice) -> BlockAddress:
+        """Plug ``disk`` in behind a free port; say where the guest will find it. A failure leaves nothing behind.
+
+        Raises: UnsupportedError, ResourceExhaustedError, QmpError, VmmExitedError, DeadlineExceededError.
+        Blocks: while another process has QEMU, then until it has the disk.
+        """
+        found: list[PluggedDevice] = []
+
+        def plug(client: QmpClient) -> None:
+            found.append(self._hotplug().attach(client, disk, None))
+
+        self.use_qmp(plug)
+        self.disks[disk.id] = disk
+        return BlockAddress(id=disk.id, pci_path=found[0].pci_path, serial=disk.serial)
+
+    def detach_block(self, disk_id: str) -> None:
+        """Unplug a disk when the guest has let it go. Raises and blocks as :meth:`attach_block`; NotFoundError."""
+        disk = self.disks.get(disk_id)
+        if disk is None:
+            raise NotFoundError(f"no disk {disk_id!r} was attached", sandbox_id=self._sandbox_id)
+
+        def unplug(client: QmpClient) -> None:
+            self._hotplug([disk]).detach(client, disk_id, None)
+
+        self.use_qmp(unplug)
+        del self.disks[disk_id]
 
     def end(self) -> None:
         """End the VMM and the keeper and remove the directory. Fine when another process has done some of it.
@@ -220,6 +254,21 @@ class Kept:
             client.execute(command, timeout_s=self._timeouts.control_s)
 
         self.use_qmp(run)
+
+    def _hotplug(self, disks: Sequence[BlockDevice] = ()) -> Hotplug:
+        """The engine on the places as the document has them now; its changes are written there."""
+        from casemate._sync.hypervisor.qemu_hotplug import Hotplug
+
+        record = load_record(self._settings, self._sandbox_id)
+        plugged = [
+            PluggedDevice(device=disk, pci_path=record.topology.places()[disk.id].path) for disk in disks
+        ]
+
+        def write() -> None:
+            compat.shielded(self.update(lambda now: replace(now, topology=engine.topology)))
+
+        engine = Hotplug(record.topology, record.machine, self._timeouts, write, plugged=plugged)
+        return engine
 
     def _connect_qmp(self) -> QmpClient:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

@@ -15,6 +15,7 @@ from casemate import _core
 from casemate._sync.agent import AgentClient
 from casemate._compat import blocking as compat
 from casemate.agent.transport import AGENT_PORT, HybridTransport, Transport, VsockTransport
+from casemate.config.sandbox import TimeoutConfig
 from casemate.errors import (
     AgentConnectionError,
     CasemateError,
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
     from casemate.keeper.vmm import KeptVmm
 
-__all__ = ["Vmm", "await_agent", "dial_agent"]
+__all__ = ["Vmm", "await_agent", "connect_agent", "dial_agent"]
 
 _log = Log(__name__)
 
@@ -47,6 +48,24 @@ class Vmm(Protocol):
 
 EXIT_GRACE_S = 2.0
 """A broken connection is mostly the first sign of the VMM's end; so long its exit status is waited for."""
+
+
+def connect_agent(
+    driver: Vmm,
+    transport: Transport,
+    listener: socket.socket,
+    timeouts: TimeoutConfig,
+    *,
+    calls: bool,
+) -> AgentClient:
+    """Connect to the agent of a VMM that was just started: its call if it is one that calls, else dial it.
+
+    Raises and blocks as :func:`await_agent`.
+    """
+    boot_s, request_s = timeouts.boot_s, timeouts.request_s
+    if calls:
+        return await_agent(driver, transport, listener, timeout_s=boot_s, request_timeout_s=request_s)
+    return dial_agent(transport, driver, timeout_s=boot_s, request_timeout_s=request_s)
 
 
 def await_agent(

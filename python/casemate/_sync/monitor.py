@@ -7,7 +7,6 @@ sandbox. A round of asking is one command to the VMM and one request to the agen
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 import time
@@ -19,6 +18,7 @@ from casemate import _core
 from casemate._compat import blocking as compat
 from casemate.errors import AgentError, CasemateError, DeadlineExceededError, HypervisorError, VmmExitedError
 from casemate.observe.console import ConsoleLines
+from casemate.observe.log import Log
 from casemate.types import Event, EventKind
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Events", "Monitor"]
 
-_log = logging.getLogger(__name__)
+_log = Log(__name__)
 
 CAPACITY = 128
 _EXIT_GRACE_S = 2.0

@@ -8,32 +8,34 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from msgspec.structs import replace
 
 from casemate import _core
 from casemate._sync.agent import AgentClient, Pipeline
 from casemate._sync.container import Container, Changed, Detach, new_container_id
-from casemate._sync.guest import begin_container, image_disk, steps
-from casemate._sync.link import await_agent, dial_agent
-from casemate._sync.monitor import Events, Monitor
-from casemate._sync.pull import prepare_image
+from casemate._sync.guest import (
+    begin_container,
+    image_disk,
+    kept_disk,
+    remove_half_made,
+    resolve_image,
+    steps,
+)
+from casemate._sync.link import connect_agent
 from casemate._sync.undo import UndoStack, raise_with
 from casemate._compat import blocking as compat
 from casemate.agent import messages
-from casemate.agent.transport import Transport, choose_host_port
+from casemate.agent.transport import choose_host_port
 from casemate.config.container import ContainerConfig
 from casemate.config.sandbox import SandboxConfig, TimeoutConfig
 from casemate.config.settings import Settings
 from casemate.errors import (
-    AgentConnectionError,
-    AgentRpcError,
     AlreadyExistsError,
     CasemateError,
     InvalidStateError,
@@ -63,14 +65,15 @@ from casemate.types import (
 )
 
 if TYPE_CHECKING:
+    from casemate._sync.detaching import Detaching
     from casemate._sync.devices import Devices
     from casemate._sync.hypervisor import Hypervisor
     from casemate._sync.kept import Kept
     from casemate._sync.kept_devices import KeptDevices
     from casemate._sync.logs import LogReader
+    from casemate._sync.monitor import Events, Monitor
     from casemate.guest import GuestAssets
     from casemate.images import Image
-    from casemate.keeper.birth import NewKeeper
 
 __all__ = ["Sandbox"]
 
@@ -97,11 +100,11 @@ class Sandbox:
         "_clock",
         "_containers",
         "_created_unix_ns",
+        "_detaching",
         "_devices",
         "_directory",
         "_driver",
         "_host_port",
-        "_keeper",
         "_kept",
         "_lock",
         "_monitor",
@@ -141,7 +144,7 @@ class Sandbox:
         self._directory: SandboxDirectory | None = None
         self._driver: Hypervisor | None = None
         self._devices: Devices | KeptDevices | None = None
-        self._keeper: NewKeeper | None = None
+        self._detaching: Detaching | None = None
         self._kept: Kept | None = None
         self._host_port = choose_host_port()
         self._agent: AgentClient | None = None
@@ -204,7 +207,7 @@ class Sandbox:
     def attach(cls, sandbox_id: str, *, settings: Settings | None = None) -> Sandbox:
         """Reach a living sandbox: a detached one, or one that another process owns. Closing the result leaves it alone.
 
-        Of a detached one everything is possible from here but later containers; of another's only what concerns its containers.
+        Of a detached one everything is possible from here but later devices; of another's only what concerns its containers.
 
         Raises:
             NotFoundError: There is none of that name.
@@ -213,7 +216,7 @@ class Sandbox:
 
         Blocks: until its agent is connected.
         """
-        from casemate._sync.attach import find_image, find_living, reach
+        from casemate._sync.attach import find_image, find_living, known_container, reach
 
         settings = settings if settings is not None else Settings.from_environment()
         record = compat.to_thread(find_living, settings, sandbox_id)
@@ -223,14 +226,11 @@ class Sandbox:
         sandbox._kept, sandbox._agent = reach(settings, record, sandbox._timeouts)
         sandbox.agent_url = record.agent_url
         sandbox._undo.push("agent connection", sandbox._close_agent)
-        is_kept = sandbox._kept is not None
         for one in record.containers:
-            name = ContainerId(one.id)
-            more: dict[str, Any] = (
-                {"changed": sandbox._noting(name), "detach": sandbox._forgetting(name)} if is_kept else {}
-            )
             image = find_image(settings, one.image_digest)
-            sandbox._containers[name] = Container(sandbox._agent, one, image=image, kept=is_kept, **more)
+            sandbox._containers[ContainerId(one.id)] = known_container(
+                sandbox._agent, sandbox._kept, record, one, image, sandbox._noting, sandbox._forgetting
+            )
         return sandbox
 
     @staticmethod
@@ -269,7 +269,7 @@ class Sandbox:
         named = [(new_container_id(one.name), one) for one in containers]
         if len({container_id for container_id, _ in named}) != len(named):
             raise AlreadyExistsError("two containers have the same name; give each a name of its own")
-        images = [self._resolve_image(one, progress) for one in containers]
+        images = [resolve_image(one, self._settings, progress) for one in containers]
         driver, addresses = self._plan(images, progress)
         self._clock.mark("plan")
         failpoints.hit("sandbox.planned")
@@ -325,62 +325,29 @@ class Sandbox:
             self._save()
             self._clock.mark("vmm_spawn")
             failpoints.hit("sandbox.connect")
-            self._agent = self._connect(driver, transport, listener)
+            self._agent = connect_agent(
+                driver, transport, listener, self._timeouts, calls=self._guest_assets().agent == "casemate"
+            )
             self._undo.push("agent connection", self._close_agent)
         self._clock.mark("boot")
 
     def _start_keeper(self, driver: Hypervisor) -> None:
-        from casemate.keeper.birth import NewKeeper
+        from casemate._sync.detaching import Detaching
 
         assert self._directory is not None
-        self._keeper = compat.to_thread(
-            NewKeeper.start,
-            self._directory.path,
-            self.id,
-            log_bytes=self._settings.log_bytes,
-            timeout_factor=self._settings.timeout_factor,
-        )
-        self._undo.push("keeper", self._abandon_keeper)
-        driver.launch_with(self._keeper)
-
-    def _abandon_keeper(self) -> None:
-        if self._keeper is not None:
-            compat.to_thread(self._keeper.abandon)
+        self._detaching = Detaching(self._settings, self.id, self._directory)
+        self._undo.push("keeper", self._detaching.abandon)
+        self._detaching.start(driver)
 
     def _give_to_keeper(self, driver: Hypervisor) -> None:
-        """From here on the sandbox is the keeper's; until it says so, all of it ends with this process."""
-        from casemate._sync.kept import Kept
-
-        keeper, directory = self._keeper, self._directory
-        assert keeper is not None
-        assert directory is not None
-        kept = Kept(self._settings, self._make_record(), self._timeouts)
-        try:
-            for container in self._containers.values():
-                kept.keep(container.id, self.agent_url, terminal=container.process.terminal)
-            self._record = replace(self._make_record(), owner=keeper.record)
-            directory.write(self._record)
-            compat.to_thread(keeper.commit, directory.lock_fd, timeout_s=self._timeouts.control_s)
-        except BaseException:
-            kept.close()
-            raise
+        assert self._detaching is not None
+        self._kept, self._record = self._detaching.give(
+            driver, self._make_record, self.containers, self._timeouts
+        )
+        self._driver = None
         self._undo.forget()
         self._undo.push("agent connection", self._close_agent)
-        self._kept, self._driver = kept, None
-        directory.release()
-        driver.hand_over()
-        keeper.leave()
         self._clock.mark("hand_over")
-
-    def _connect(
-        self, driver: Hypervisor, transport: Transport, listener: socket.socket
-    ) -> AgentClient:
-        boot_s, request_s = self._timeouts.boot_s, self._timeouts.request_s
-        if self._guest_assets().agent == "casemate":
-            return await_agent(
-                driver, transport, listener, timeout_s=boot_s, request_timeout_s=request_s
-            )
-        return dial_agent(transport, driver, timeout_s=boot_s, request_timeout_s=request_s)
 
     def _prepare_guest(
         self,
@@ -404,7 +371,7 @@ class Sandbox:
             made.append(container)
             if start:
                 container.begin_start(pipeline)
-                if self._keeper is None:
+                if self._detaching is None:
                     container.process.stdout.prefetch()
         created.result()
         failpoints.hit("agent.create_sandbox.after")
@@ -438,7 +405,7 @@ class Sandbox:
             hostname=self.config.hostname or self.id,
             changed=self._noting(container_id),
             detach=detach,
-            kept=self._keeper is not None,
+            kept=self._detaching is not None or self._kept is not None,
         )
 
     def create_container(
@@ -455,25 +422,21 @@ class Sandbox:
 
         Blocks: until the guest has the disk and the agent has made the container. A failure leaves nothing behind.
         """
-        agent, driver = self._running_agent("create_container"), self._own_driver("create_container")
+        agent, vmm = self._running_agent("create_container"), self._control("create_container")
         container_id = new_container_id(config.name)
         with self._lock:
             if container_id in self._containers:
                 raise AlreadyExistsError(
                     f"the sandbox has a container named {container_id!r} already", container_id=container_id
                 )
-            image = self._resolve_image(config, progress)
-            disk = image_disk(f"rootfs-{os.urandom(4).hex()}", image)
-            address = driver.attach_block(disk)
-
-            def detach() -> None:
-                # Gone with the VMM, or by an earlier try that failed behind it.
-                with contextlib.suppress(VmmExitedError, NotFoundError):
-                    driver.detach_block(disk.id)
-                self._containers.pop(container_id, None)
+            image = resolve_image(config, self._settings, progress)
+            own = image_disk(f"rootfs-{os.urandom(4).hex()}", image)
+            disk = own if self._kept is None else kept_disk(container_id, image)
+            address = vmm.attach_block(disk)
+            detach = self._forgetting(container_id, disk.id)
 
             def remove() -> None:
-                self._remove_half_made(agent, container_id)
+                remove_half_made(agent, self.id, container_id)
 
             try:
                 pipeline = Pipeline(agent)
@@ -482,7 +445,9 @@ class Sandbox:
                 )
                 container.settle()
                 self._containers[container_id] = container
-                self._save()
+                if self._kept is not None:
+                    self._kept.keep(container_id, self.agent_url, terminal=container.process.terminal)
+                self._noting(container_id)()
             except BaseException as error:
                 undo = UndoStack()
                 undo.push("container's disk", detach)
@@ -492,16 +457,6 @@ class Sandbox:
                     raise
                 raise cause from error
             return container
-
-    def _remove_half_made(self, agent: AgentClient, container_id: ContainerId) -> None:
-        """The agent may have made it, and it holds the disk then."""
-        try:
-            agent.call("RemoveContainer", messages.RemoveContainerRequest(container_id=container_id))
-        except (AgentRpcError, AgentConnectionError, VmmExitedError) as error:
-            _log.debug(
-                "there was no container to remove",
-                extra={"sandbox": self.id, "op": "sandbox.create_container", "cause": str(error)},
-            )
 
     def attach_block(
         self,
@@ -585,13 +540,7 @@ class Sandbox:
         if self._kept is None:
             self._own_driver(op)
         if self._state is not State.RUNNING:
-            raise InvalidStateError(
-                f"{op} needs a running guest, sandbox {self.id} is {self._state.value}",
-                state=self._state.value,
-                wanted=State.RUNNING.value,
-                op=f"sandbox.{op}",
-                sandbox_id=self.id,
-            )
+            raise self._wrong_state(op, "guest")
         if self._devices is None:
             self._devices = self._make_devices(agent)
         return self._devices
@@ -616,10 +565,14 @@ class Sandbox:
     def _written(self) -> None:
         self._save()
 
-    def _forgetting(self, container_id: ContainerId) -> Detach:
-        """What remains to do when a container that was there at boot is removed: its disk stays plugged in."""
+    def _forgetting(self, container_id: ContainerId, disk_id: str | None = None) -> Detach:
+        """What remains to do when a container is removed. A disk that was there at boot stays plugged in."""
 
         def forget() -> None:
+            if disk_id is not None:
+                # Gone with the VMM, or by an earlier try that failed behind it.
+                with contextlib.suppress(VmmExitedError, NotFoundError):
+                    self._control("remove").detach_block(disk_id)
             self._containers.pop(container_id, None)
             if self._kept is not None:
                 self._kept.forget(container_id)
@@ -726,6 +679,9 @@ class Sandbox:
         agent, driver = self._running_agent(op), self._own_driver(op)
         with self._saving:
             if self._monitor is None:
+                # Here, not above: most sandboxes are not watched.
+                from casemate._sync.monitor import Monitor
+
                 self._monitor = Monitor(
                     self.id,
                     driver,
@@ -838,13 +794,6 @@ class Sandbox:
                 exc_info=error,
             )
 
-    def _resolve_image(
-        self, config: ContainerConfig, progress: Callable[[Progress], None] | None
-    ) -> Image:
-        from casemate import images
-
-        return prepare_image(images.resolve, config.image, settings=self._settings, progress=progress)
-
     def _close_agent(self) -> None:
         if self._agent is not None:
             self._agent.close()
@@ -868,14 +817,17 @@ class Sandbox:
     def _running_agent(self, op: str) -> AgentClient:
         self._check_process(op)
         if self._agent is None or self._state is State.STOPPED:
-            raise InvalidStateError(
-                f"{op} needs a running sandbox, {self.id} is {self._state.value}",
-                state=self._state.value,
-                wanted=State.RUNNING.value,
-                op=f"sandbox.{op}",
-                sandbox_id=self.id,
-            )
+            raise self._wrong_state(op, "sandbox")
         return self._agent
+
+    def _wrong_state(self, op: str, what: str) -> InvalidStateError:
+        return InvalidStateError(
+            f"{op} needs a running {what}, {self.id} is {self._state.value}",
+            state=self._state.value,
+            wanted=State.RUNNING.value,
+            op=f"sandbox.{op}",
+            sandbox_id=self.id,
+        )
 
     def _control(self, op: str) -> Hypervisor | Kept:
         return self._kept if self._kept is not None else self._own_driver(op)
@@ -921,7 +873,7 @@ class Sandbox:
             kernel=str(assets.kernel),
             kernel_release=assets.kernel_release,
             initrd=None if assets.initrd is None else str(assets.initrd),
-            keeper=None if self._keeper is None else self._keeper.record,
+            keeper=None if self._detaching is None else self._detaching.record,
             vmm=self._vmm,
             agent_url=self.agent_url,
             containers=tuple(container.record() for container in self.containers),

@@ -96,7 +96,7 @@ def _hypervisor(settings: Settings, facts: HostFacts) -> dict[str, Any]:
         "accelerator": chosen.name,
         "accelerator_reason": chosen.reason,
         "proven": proof is not None,
-        "vsock": "vhost" if vsock.is_usable() else "vhost-user",
+        "vsock": "vhost" if settings.vsock != "user" and vsock.is_usable() else "vhost-user",
     }
 
 

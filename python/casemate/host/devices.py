@@ -17,8 +17,19 @@ _IFF_TAP, _IFF_VNET_HDR, _IFF_MULTI_QUEUE = 0x0002, 0x4000, 0x0100
 _CAP_NET_ADMIN = 12
 
 
-def find_vsock(device: str = vsock.DEVICE) -> Finding:
-    """How the guest's vsock is served: by the kernel where a context id can really be had from it, else by us."""
+def find_vsock(device: str = vsock.DEVICE, *, wanted: str = "auto") -> Finding:
+    """How the guest's vsock is served: by the kernel where a context id can really be had from it, else by us.
+
+    Args:
+        wanted: As in the settings: ``auto``, ``kernel`` or ``user``.
+    """
+    if wanted == "user":
+        return Finding(
+            name="vsock",
+            state="yes",
+            text="served by casemate itself (vhost-user), as CASEMATE_VSOCK asks",
+            facts={"kind": "vhost-user", "wanted": wanted},
+        )
     try:
         fd, _ = vsock.reserve_cid(device)
     except CasemateError as error:
@@ -28,6 +39,15 @@ def find_vsock(device: str = vsock.DEVICE) -> Finding:
             "unknown": "modprobe vhost_vsock, where the kernel has it",
             "missing": "a host kernel with CONFIG_VHOST_VSOCK, if the last bit of speed matters",
         }
+        if wanted == "kernel":
+            return Finding(
+                name="vsock",
+                state="no",
+                text=f"CASEMATE_VSOCK asks for the kernel's, but {error}",
+                cure=f"{cures.get(state, f'leave to read and write {device}')}, or CASEMATE_VSOCK=auto",
+                needed=True,
+                facts={"kind": "none", "vhost_vsock": False, "wanted": wanted, "reason": str(error)},
+            )
         return Finding(
             name="vsock",
             state="yes",

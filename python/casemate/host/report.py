@@ -63,7 +63,7 @@ def look_at_host(
         qemu_finding,
         _find_agent(),
         _find_guest_kernel(settings),
-        devices.find_vsock(),
+        devices.find_vsock(wanted=settings.vsock),
         devices.find_tap(),
         cgroup.find_cgroup(),
         space.find_memory(),

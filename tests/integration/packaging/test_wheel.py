@@ -37,13 +37,14 @@ def programs(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_environment(tmp_path_factory.mktemp("venv") / "venv", wheels, wheel)
 
 
-def test_wheel_then_is_in_its_budget_with_the_agent_in_it(wheel: Path) -> None:
+def test_wheel_then_is_in_its_budget_with_the_programs_in_it(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         modes = {info.filename: info.external_attr >> 16 for info in archive.infolist()}
     assert wheel.stat().st_size <= MAX_BYTES
-    assert {"casemate/_bin/casemate-agent", "casemate/_core.pyi", "casemate/py.typed"} <= names
-    assert modes["casemate/_bin/casemate-agent"] & 0o111 == 0o111
+    programs = {f"casemate/_bin/casemate-{name}" for name in ("agent", "keeper")}
+    assert {*programs, "casemate/_core.pyi", "casemate/py.typed"} <= names
+    assert {modes[name] & 0o111 for name in programs} == {0o111}
     assert [name for name in names if name.startswith("casemate/_core") and name.endswith(".so")]
     strays = [name for name in names if not name.startswith(("casemate/", "casemate-"))]
     assert strays == []

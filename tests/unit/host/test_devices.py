@@ -38,6 +38,16 @@ def test_vsock_when_device_is_no_device_then_we_serve_it(tmp_path: Path) -> None
     assert devices.find_vsock(str(tmp_path / "vhost-vsock")).facts["kind"] == "vhost-user"
 
 
+def test_vsock_when_the_settings_choose_then_they_are_followed(tmp_path: Path) -> None:
+    absent = str(tmp_path / "vhost-vsock")
+
+    asked_for = devices.find_vsock(absent, wanted="kernel")
+
+    assert (asked_for.state, asked_for.needed) == ("no", True)
+    assert asked_for.cure.endswith("or CASEMATE_VSOCK=auto")
+    assert devices.find_vsock(absent, wanted="user").state == "yes"
+
+
 def test_tap_when_device_is_missing_then_no_with_the_cure(tmp_path: Path) -> None:
     found = devices.find_tap(str(tmp_path / "tun"))
 

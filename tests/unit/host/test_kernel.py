@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,21 @@ def test_protection_when_arm_then_kvm_is_asked(tmp_path: Path) -> None:
     # A file in the device's place: the question can't be asked of it.
     assert kernel.read_protection(write(tmp_path, dev__kvm=""), "aarch64") == "none"
     assert kernel.read_protection(tmp_path / "absent", "aarch64") == "none"
+
+
+def test_protection_when_arm_and_kvm_has_realms_then_cca(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, int]] = []
+
+    def answer(fd: int, request: int, argument: int = 0) -> int:
+        asked.append((request, argument))
+        return 1
+
+    monkeypatch.setattr(fcntl, "ioctl", answer)
+
+    assert kernel.read_protection(write(tmp_path, dev__kvm=""), "aarch64") == "cca"
+    assert asked == [(0xAE03, 240)]
 
 
 def test_protection_when_power_then_by_the_ultravisor(tmp_path: Path) -> None:
