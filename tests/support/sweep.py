@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,7 +71,8 @@ def kill_vmm(name: str) -> bool:
     """Kill the VMM of the sandbox ``name``; False when there is none."""
     pids = vmm_pids(name)
     for pid in pids:
-        os.kill(pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # it was just ending
+            os.kill(pid, signal.SIGKILL)
     return bool(pids)
 
 

@@ -35,6 +35,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_sandbox_options(hotplug)
     hotplug.add_argument("-n", "--runs", type=int, default=20, help="how many of each (default 20)")
     common.add_json(hotplug)
+    concurrent = benches.add_parser(
+        "concurrent", help="ten sandboxes of one program at once, against ten one after the other"
+    )
+    common.add_sandbox_options(concurrent)
+    concurrent.add_argument("-n", "--runs", type=int, default=3, help="how many rounds (default 3)")
+    common.add_json(concurrent)
     rpc = benches.add_parser(
         "rpc",
         help="one call of the agent and 32 at once, against a raw client, Go's and the crate ttrpc",
@@ -52,8 +58,21 @@ def run(options: argparse.Namespace) -> int:
     """Run a benchmark."""
     if not 1 <= options.runs <= 10000:
         raise InvalidConfigError(f"-n is {options.runs}, 1 to 10000 is expected", path="runs")
-    benches = {"hotplug": _hotplug, "rpc": _rpc, "startup": _startup}
+    benches = {"concurrent": _concurrent, "hotplug": _hotplug, "rpc": _rpc, "startup": _startup}
     return benches[options.bench](options)
+
+
+def _concurrent(options: argparse.Namespace) -> int:
+    from casemate._sync.run import without_ports
+    from casemate.bench.concurrent import measure
+
+    report = measure(
+        without_ports(common.sandbox_config(options)),
+        runs=options.runs,
+        settings=Settings.from_environment(),
+        progress=_progress,
+    )
+    return _print(report, as_json=options.json)
 
 
 def _hotplug(options: argparse.Namespace) -> int:
