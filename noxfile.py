@@ -138,8 +138,9 @@ def e2e(session: nox.Session) -> None:
 
 @nox.session
 def test(session: nox.Session) -> None:
-    """Check and all tests, then the counts; ``--all``: the whole lab; ``--no-lab``: none; other arguments run pytest alone."""
-    if session.posargs and session.posargs not in (["--all"], ["--no-lab"]):
+    """Check and all tests, then the counts; ``--smoke``: and some in the lab, ``--all``: all there; other arguments run pytest alone."""
+    lab = {"--smoke": ["--smoke"], "--all": []}.get(" ".join(session.posargs))
+    if session.posargs and lab is None:
         python(session, "-m", "pytest", *session.posargs)
         return
     shutil.rmtree(REPORT, ignore_errors=True)
@@ -153,11 +154,11 @@ def test(session: nox.Session) -> None:
         session.run(
             PYTHON, "-m", "pytest", *report_to(name), *directories, success_codes=go_on, external=True
         )
-    if session.posargs != ["--no-lab"]:
-        chosen = [] if session.posargs else ["--smoke"]
+    if lab is not None:
         report = f"--report={REPORT / 'lab.json'}"
-        session.run(PYTHON, "-m", "tests.lab", "test", *chosen, report, success_codes=go_on, external=True)
-    python(session, "scripts/test_report.py", "total", str(REPORT))
+        session.run(PYTHON, "-m", "tests.lab", "test", *lab, report, success_codes=go_on, external=True)
+    asked = ["--no-lab"] if lab is None else []
+    python(session, "scripts/test_report.py", "total", *asked, str(REPORT))
 
 
 @nox.session

@@ -87,3 +87,13 @@ def test_total_when_lab_did_not_come_up_then_the_run_is_not_good(tmp_path: Path)
     document = {"where": "lab", "levels": {"lab": {"failed": 1}}, "skips": {}, "tests": {}}
     (tmp_path / "lab.json").write_text(json.dumps(document), "utf-8")
     assert not report.total(tmp_path, 1)[1]
+
+
+def test_total_when_nobody_asked_for_the_lab_then_its_tests_are_left_and_not_skipped(tmp_path: Path) -> None:
+    write_lab(
+        tmp_path, "host", "host", {"tests/lab/test_kvm.py::test_a": "deferred", "tests/e2e/test_b": "passed"}
+    )
+    lines, good = report.total(tmp_path, 0, lab=False)
+    assert good
+    assert "  left to ./dev test --all: 1 of the lab's tests" in lines
+    assert not report.total(tmp_path, 0)[1]
