@@ -41,11 +41,14 @@ def _whole_sweep(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     if len(COUNTS) < ALL_SWEEPS:
         return
-    reporter = request.config.pluginmanager.getplugin("terminalreporter")
+    plugins = request.config.pluginmanager
+    reporter, capture = plugins.getplugin("terminalreporter"), plugins.getplugin("capturemanager")
     assert reporter is not None
-    reporter.write_line(f"\nfailpoints: {sum(COUNTS.values())} cases at {len(failpoints.POINTS)} points")
-    for key in sorted(COUNTS):
-        reporter.write_line(f"  {key}: {COUNTS[key]} steps")
+    assert capture is not None
+    with capture.global_and_fixture_disabled():
+        reporter.write_line(f"\nfailpoints: {sum(COUNTS.values())} cases at {len(failpoints.POINTS)} points")
+        for key in sorted(COUNTS):
+            reporter.write_line(f"  {key}: {COUNTS[key]} steps")
     missed = set(failpoints.POINTS) - set().union(*SWEPT.values())
     assert {name for name in missed if not name.startswith(ELSEWHERE)} == set()
 
