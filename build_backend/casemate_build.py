@@ -1,4 +1,4 @@
-"""PEP 517 backend: build the static guest agent, then let maturin build the rest.
+"""PEP 517 backend: build the static guest agent and the keeper, then let maturin build the rest.
 
 One setting of our own, ``profile``: ``release`` (default) or ``quick`` (no link-time optimisation, for work on the tree)::
 
@@ -80,9 +80,9 @@ prepare_metadata_for_build_editable = prepare_metadata_for_build_wheel
 def build_wheel(
     wheel_directory: str, config_settings: Settings = None, metadata_directory: str | None = None
 ) -> str:
-    """Build agent and extension, return the wheel's file name."""
+    """Build agent, keeper and extension, return the wheel's file name."""
     profile = _profile(config_settings)
-    build_agent(profile)
+    build_programs(profile)
     with _maturin_profile(profile):
         return cast("str", maturin.build_wheel(wheel_directory, None, metadata_directory))
 
@@ -90,9 +90,9 @@ def build_wheel(
 def build_editable(
     wheel_directory: str, config_settings: Settings = None, metadata_directory: str | None = None
 ) -> str:
-    """Build agent and extension into the source tree, return the name of the wheel that points there."""
+    """Build agent, keeper and extension into the source tree, return the name of the wheel that points there."""
     profile = _profile(config_settings)
-    build_agent(profile)
+    build_programs(profile)
     with _maturin_profile(profile):
         return cast("str", maturin.build_editable(wheel_directory, None, metadata_directory))
 
@@ -132,8 +132,8 @@ def _anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo:
     return member
 
 
-def build_agent(profile: str) -> None:
-    """Build the static guest agent into ``python/casemate/_bin``.
+def build_programs(profile: str) -> None:
+    """Build the static guest agent and the keeper into ``python/casemate/_bin``.
 
     Raises:
         BuildError: No Rust, or no target that links statically; the text has the cure.
@@ -144,15 +144,14 @@ def build_agent(profile: str) -> None:
     missing = missing_static_target()
     if missing is not None:
         raise BuildError(missing)
-    # Without its other commands xtask is compiled in seconds.
-    command = [cargo, "run", "--quiet", "--locked", "-p", "xtask", "--no-default-features", "--"]
-    command += ["agent", "--out", str(OUT), "--profile", "quick" if profile == "quick" else "agent"]
-    try:
-        subprocess.run(command, cwd=ROOT, check=True)
-    except subprocess.CalledProcessError as error:
-        raise BuildError(
-            f"the guest agent was not built: cargo ended with status {error.returncode}"
-        ) from error
+    for program, title in (("agent", "the guest agent"), ("keeper", "the keeper")):
+        # Without its other commands xtask is compiled in seconds.
+        command = [cargo, "run", "--quiet", "--locked", "-p", "xtask", "--no-default-features", "--"]
+        command += [program, "--out", str(OUT), "--profile", "quick" if profile == "quick" else "agent"]
+        try:
+            subprocess.run(command, cwd=ROOT, check=True)
+        except subprocess.CalledProcessError as error:
+            raise BuildError(f"{title} was not built: cargo ended with status {error.returncode}") from error
 
 
 def missing_static_target() -> str | None:

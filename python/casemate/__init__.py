@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from casemate._sync.run import run
     from casemate._sync.sandbox import Sandbox
     from casemate.config.container import ContainerConfig
+    from casemate.config.monitor import MonitorConfig
     from casemate.config.sandbox import SandboxConfig, TimeoutConfig
     from casemate.config.settings import Settings
     from casemate.errors import (
@@ -47,7 +48,16 @@ if TYPE_CHECKING:
         VmmExitedError,
     )
     from casemate.persist.recovery import CleanupReport, SandboxInfo
-    from casemate.types import BlockAttachment, ExecResult, NicAttachment, Phase, RunResult, State
+    from casemate.types import (
+        BlockAttachment,
+        Event,
+        EventKind,
+        ExecResult,
+        NicAttachment,
+        Phase,
+        RunResult,
+        State,
+    )
 
 __version__ = "0.1.0"
 
@@ -63,6 +73,7 @@ _HOMES = {
     "casemate._sync.run": ("run",),
     "casemate._sync.sandbox": ("Sandbox",),
     "casemate.config.container": ("ContainerConfig",),
+    "casemate.config.monitor": ("MonitorConfig",),
     "casemate.config.sandbox": ("SandboxConfig", "TimeoutConfig"),
     "casemate.config.settings": ("Settings",),
     "casemate.errors": (
@@ -90,7 +101,16 @@ _HOMES = {
         "VmmExitedError",
     ),
     "casemate.persist.recovery": ("CleanupReport", "SandboxInfo"),
-    "casemate.types": ("BlockAttachment", "ExecResult", "NicAttachment", "Phase", "RunResult", "State"),
+    "casemate.types": (
+        "BlockAttachment",
+        "Event",
+        "EventKind",
+        "ExecResult",
+        "NicAttachment",
+        "Phase",
+        "RunResult",
+        "State",
+    ),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -110,6 +130,8 @@ __all__ = [
     "Container",
     "ContainerConfig",
     "DeadlineExceededError",
+    "Event",
+    "EventKind",
     "ExecResult",
     "HostError",
     "HypervisorError",
@@ -117,6 +139,7 @@ __all__ = [
     "InternalError",
     "InvalidConfigError",
     "InvalidStateError",
+    "MonitorConfig",
     "MountError",
     "NicAttachment",
     "NotFoundError",

@@ -1,12 +1,15 @@
 """Native parts: the guest agent's connection, child processes, the vsock backend, archives. This file is their manual.
 
 Every class is safe to use from several threads. Calls that wait release the interpreter; a call says **Blocks** when it
-does. A handle used in another process than the one that made it raises InternalError.
+does. A ``watch`` is a :class:`ChildProcess` or whatever else has a pidfd: a wait ends when that process does. A handle used in
+another process than the one that made it raises InternalError.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from typing import Self, final
+
+from _typeshed import HasFileno
 
 __all__ = [
     "ChildProcess",
@@ -79,6 +82,8 @@ class ChildProcess:
         """Send a signal through the pidfd; False when it has ended already."""
     def stderr_tail(self) -> bytes:
         """At most the last 64 KiB of its stderr."""
+    def console_since(self, position: int) -> tuple[bytes, int]:
+        """What is kept (at most 64 KiB) of the console's output behind its first ``position`` bytes; and how many came so far."""
     def console_tail(self) -> bytes:
         """At most the last 64 KiB of what came from the console descriptor (empty without one)."""
 
@@ -116,7 +121,7 @@ class Connection:
     connection broke or ``watch`` ended, DeadlineExceededError when the slot's time ran out.
     """
 
-    def __new__(cls, take_fd: int, *, watch: ChildProcess | None = None) -> Self:
+    def __new__(cls, take_fd: int, *, watch: HasFileno | None = None) -> Self:
         """Own the connected stream socket ``take_fd``. Waits end at once when ``watch`` (the VMM) ends."""
     def fileno(self) -> int:
         """The socket, borrowed; for ``loop.add_reader`` and, while :attr:`wants_write`, ``add_writer``. -1 when closed."""
@@ -167,16 +172,16 @@ class Connection:
     def close(self) -> None:
         """Close; everything that waits ends with AgentConnectionError. Idempotent."""
 
-def connect_hybrid(path: str, port: int, *, timeout_s: float, watch: ChildProcess | None = None) -> int:
+def connect_hybrid(path: str, port: int, *, timeout_s: float, watch: HasFileno | None = None) -> int:
     """Connect through a hybrid vsock socket (``CONNECT <port>``), retrying refusals every 1 to 5 ms; return the socket.
 
     Raises: DeadlineExceededError, AgentConnectionError (``watch`` ended, malformed answer). Blocks: until connected.
     """
 
-def connect_vsock(cid: int, port: int, *, timeout_s: float, watch: ChildProcess | None = None) -> int:
+def connect_vsock(cid: int, port: int, *, timeout_s: float, watch: HasFileno | None = None) -> int:
     """Connect to ``cid:port`` over AF_VSOCK, retrying refusals every 1 to 5 ms; return the socket. Raises and blocks as above."""
 
-def accept(listener_fd: int, *, timeout_s: float, watch: ChildProcess | None = None) -> int:
+def accept(listener_fd: int, *, timeout_s: float, watch: HasFileno | None = None) -> int:
     """Accept one connection on the borrowed listener; return the new socket, close-on-exec.
 
     Raises: DeadlineExceededError, AgentConnectionError when ``watch`` ended. Blocks: until then.

@@ -124,7 +124,7 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
         undo = "; ".join(action.describe() for action in self.undo)
         kind = " [check]" if self.check else ""
         return f"{self.name}{kind}: {self.action.describe()}, within {self.limit_s:g} s" + (
-            f"; undone by {undo}" if undo else ""
+            f"; undone by {undo}, within {self.undo_limit_s or self.limit_s:g} s" if undo else ""
         )
 
 

@@ -8,12 +8,14 @@ from typing import NewType
 
 import msgspec
 
-from casemate.errors import InvalidConfigError, InvalidStateError
+from casemate.errors import CasemateError, InvalidConfigError, InvalidStateError
 
 __all__ = [
     "Attachment",
     "BlockAttachment",
     "ContainerId",
+    "Event",
+    "EventKind",
     "ExecId",
     "ExecResult",
     "NicAttachment",
@@ -84,6 +86,35 @@ def check_identifier(name: str, path: str) -> str:
             path=path,
         )
     return name
+
+
+class EventKind(enum.StrEnum):
+    """What can happen to a running sandbox."""
+
+    UNHEALTHY = "unhealthy"
+    """One round of asking VMM and agent failed."""
+    AGENT_DEAD = "agent_dead"
+    """Too many did: the agent was given up, requests to it fail at once."""
+    GUEST_PANICKED = "guest_panicked"
+    """The guest's kernel panicked; the text has what it said."""
+    VMM_EXITED = "vmm_exited"
+    """The VMM's process ended."""
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that happened to a sandbox.
+
+    Args:
+        kind: What.
+        sandbox_id: To which.
+        text: For people.
+        error: The cause, where it is one.
+    """
+
+    kind: EventKind
+    sandbox_id: str
+    text: str
+    error: CasemateError | None = None
 
 
 class Phase(msgspec.Struct, frozen=True):

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from casemate import (
+    AgentConnectionError,
     AsyncSandbox,
     BlockAttachment,
     ContainerConfig,
@@ -251,6 +252,54 @@ def test_owner_when_killed_in_between_then_no_tap_stays_and_the_name_is_freed(
     assert load_record(settings, "killed").topology.places().keys() == {"nic0"}
     assert Sandbox.cleanup("killed", settings=settings).removed
     assert links(namespace) == {}
+
+
+OTHER = """
+import sys
+from casemate import Sandbox
+with Sandbox.attach("kept") as sandbox:
+    print(*(one.id for one in sandbox.attachments))
+    sandbox.detach("disk0")
+    print(sandbox.attach_block(sys.argv[1], readonly=True).pci_path)
+    print(sandbox.attach_block(sys.argv[1], readonly=True).pci_path)
+"""
+
+
+def test_detached_when_another_process_goes_on_then_it_has_the_same_map(
+    busybox: str, settings: Settings, namespace: str, tmp_path: Path
+) -> None:
+    (image,) = make_images(tmp_path, 1)
+    config = SandboxConfig(name="kept")
+    with Sandbox.create(
+        config, containers=(looping(busybox),), start=True, detached=True, settings=settings
+    ) as maker:
+        try:
+            disk, nic = maker.attach_block(image), maker.attach_nic(netns=namespace)
+            assert (disk.pci_path, disk.device) == ("0f/00", "/dev/vdb")
+            assert (nic.pci_path, nic.interface) == ("10/00", "eth0")
+
+            other = subprocess.run(
+                [sys.executable, "-c", OTHER, str(image)], capture_output=True, text=True, check=True
+            )
+
+            assert other.stdout.splitlines() == ["disk0 nic0", "0f/00", "11/00"]
+            with Sandbox.attach("kept", settings=settings) as sandbox:
+                attached = list(sandbox.attachments)
+                assert [one.id for one in attached] == ["nic0", "disk0", "disk1"]
+                listing = sandbox.container().exec(["sh", "-c", views.LIST_DEVICES], capture=True)
+                assert views.guest_view(listing.stdout, {"rootfs0"}) == views.expected_guest(attached)
+                with (
+                    failpoints.armed("guest.gone=1*error(made to fail)"),
+                    pytest.raises(AgentConnectionError),
+                ):
+                    sandbox.detach(nic)
+                assert "nic0" in {one.id for one in load_record(settings, "kept").devices}
+                for one in attached:
+                    sandbox.detach(one)
+                assert load_record(settings, "kept").topology.free_count == 4
+            assert links(namespace) == {}
+        finally:
+            maker.stop()
 
 
 def test_attach_when_the_guest_is_busy_then_it_is_waited_for(

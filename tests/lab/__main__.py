@@ -14,6 +14,8 @@ import tty
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
+
 from casemate.config.settings import Settings
 from casemate.errors import CasemateError
 from casemate.guest.store import Store
@@ -31,8 +33,6 @@ SHELL_LIMIT_S = 24 * 3600
 def main(arguments: list[str] | None = None) -> int:
     """Exit status: the job's, 1 when tests failed or the lab did not do its work, 2 for wrong use, 130 for Ctrl-C."""
     options = _parser().parse_args(arguments)
-    # As Ctrl-C: what was made is removed on the way out.
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         return Lab(options).act()
     except (LabError, CasemateError) as error:
@@ -50,13 +50,22 @@ def say(text: str) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="./dev lab", description=__doc__)
-    parser.add_argument("--boot-s", type=float, default=180.0, help="seconds until the lab must be up")
+    parser.add_argument("--boot-s", type=float, default=300.0, help="seconds until the lab must be up")
+    parser.add_argument(
+        "--vcpus", type=int, default=1, help="processors of the lab; they share one of the host's"
+    )
     parser.add_argument("--limit-s", type=int, help="seconds that the job may take")
+    parser.add_argument(
+        "--from-tree",
+        action="store_true",
+        help="the package as it lies in this tree in place of a built wheel",
+    )
     parser.add_argument("--output", type=Path, help="directory for logs and results (test-report/lab)")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("build", help="make the image, or say that it is there")
     commands.add_parser("shell", help="a prompt in the lab, with the package installed")
     run = commands.add_parser("run", help="run a command in the lab")
+    run.add_argument("--package", action="store_true", help="with the package and the tests at hand")
     run.add_argument("words", nargs=argparse.REMAINDER, metavar="CMD")
     test = commands.add_parser("test", help="run the tests there that this host can't run")
     test.add_argument("--smoke", action="store_true", help="those alone that ./dev test runs")
@@ -101,7 +110,12 @@ class Lab:
         if not words:
             say("lab: run what? ./dev lab run uname -a")
             return 2
-        return self._go(Job(command=words, limit_s=self._limit_s(WHOLE_LIMIT_S))).status
+        limit_s = self._limit_s(WHOLE_LIMIT_S)
+        if not self._options.package:
+            return self._go(Job(command=words, limit_s=limit_s)).status
+        image = self._image()
+        with Store(self._cache).staging("run") as staging:
+            return self._go(self._equipped(words, image, staging, limit_s), image).status
 
     def _shell(self) -> int:
         if not sys.stdin.isatty():
@@ -109,20 +123,19 @@ class Lab:
             return 2
         image = self._image()
         with Store(self._cache).staging("shell") as staging:
-            libraries = self._libraries(image)
-            package = payload.build_package(staging)
-            job = payload.test_job(image, package, libraries, Path(os.devnull), [], limit_s=SHELL_LIMIT_S)
-            job = Job(
-                command=["bash", "-i"],
-                environment=job.environment,
-                files={name: path for name, path in job.files.items() if name != "tests.txt"},
-                directory=job.directory,
-                limit_s=self._limit_s(SHELL_LIMIT_S),
-                shell=True,
-            )
+            job = self._equipped(["bash", "-i"], image, staging, self._limit_s(SHELL_LIMIT_S))
             say(f"lab: starting; leave with exit; {HOME}/out comes back to {self._output}")
             with _raw_terminal():
-                return self._go(job, image, keyboard_fd=sys.stdin.fileno()).status
+                return self._go(
+                    msgspec.structs.replace(job, shell=True), image, keyboard_fd=sys.stdin.fileno()
+                ).status
+
+    def _equipped(self, words: list[str], image: LabImage, staging: Path, limit_s: int) -> Job:
+        """A job with package, libraries and tests at hand."""
+        empty = staging / "tests.txt"
+        empty.touch()
+        job = payload.test_job(self._package(staging), self._libraries(image), empty, [], limit_s=limit_s)
+        return msgspec.structs.replace(job, command=words)
 
     def _test(self) -> int:
         options = self._options
@@ -135,8 +148,8 @@ class Lab:
                     return 0
                 image = self._image()
                 libraries = self._libraries(image)
-                package = payload.build_package(staging)
-                job = payload.test_job(image, package, libraries, tests, [], limit_s=limit_s)
+                package = self._package(staging)
+                job = payload.test_job(package, libraries, tests, [], limit_s=limit_s)
                 outcome = self._go(job, image)
             return self._tell(outcome, limit_s)
         except LabError:
@@ -175,6 +188,11 @@ class Lab:
     def _libraries(self, image: LabImage) -> Path:
         return payload.ensure_libraries(self._cache, image.python, say=say, timeout_factor=self._factor)
 
+    def _package(self, staging: Path) -> Path:
+        if self._options.from_tree:
+            return payload.ROOT / "python"
+        return payload.build_package(staging, timeout_factor=self._factor)
+
     def _limit_s(self, default_s: int) -> int:
         return self._options.limit_s or int(default_s * self._factor)
 
@@ -188,7 +206,7 @@ class Lab:
             limits=Limits(boot_s=self._options.boot_s * self._factor),
             output=sys.stdout.buffer,
             keyboard_fd=keyboard_fd,
-            vcpus=max(1, min(os.cpu_count() or 1, 8)),
+            vcpus=self._options.vcpus,
         )
         say(
             f"lab: status {outcome.status}, up after {outcome.ready_s:.0f} s, off after {outcome.whole_s:.0f} s,"
@@ -210,4 +228,7 @@ def _raw_terminal() -> Iterator[None]:
 
 
 if __name__ == "__main__":
+    # Either removes what was made on the way out, also where a shell has made us ignore Ctrl-C, as it does in the background.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     sys.exit(main())

@@ -55,16 +55,14 @@ def write_job_disk(job: Job, path: Path) -> None:
         archive.addfile(member, io.BytesIO(script))
         for place, source in sorted(job.files.items()):
             try:
+                # With the compiled Python, which is valid by its source's time: compiling is half a minute in the lab.
                 archive.add(source, place, filter=_neutral)
             except FileNotFoundError as error:
                 raise LabError(f"{source} is missing, which the job needs") from error
     _pad(path)
 
 
-def _neutral(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
-    name = member.name.rsplit("/", 1)[-1]
-    if name == "__pycache__":
-        return None
+def _neutral(member: tarfile.TarInfo) -> tarfile.TarInfo:
     member.uid = member.gid = 0
     member.uname = member.gname = "root"
     return member

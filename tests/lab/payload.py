@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import re
 import shutil
-import subprocess
 import sys
 import tomllib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from casemate.guest.store import Store
-from tests.lab import LabError
-from tests.lab.image import GUEST_CACHE, LabImage
+from tests.lab.image import GUEST_CACHE, run_group
 from tests.lab.job import HOME, Job
 
 __all__ = ["ROOT", "build_package", "ensure_libraries", "requirements", "test_job"]
@@ -28,6 +25,7 @@ PLATFORMS = (
     "manylinux2014_x86_64",
 )
 LOCK_LIMIT_S = 900.0
+PIP_LIMIT_S = 1200.0
 GUEST_FACTOR = 20
 """Deadlines in the lab are this much longer: its guests run under emulation twice over."""
 
@@ -56,7 +54,7 @@ def ensure_libraries(cache: Path, python: str, *, say: Say, timeout_factor: floa
             with store.staging("libraries") as staging:
                 target = staging / "made"
                 _pip(
-                    "install", f"--target={target}", f"--python-version={python}", "--implementation=cp",
+                    staging, timeout_factor, "install", f"--target={target}", f"--python-version={python}", "--implementation=cp",
                     "--only-binary=:all:", *(f"--platform={name}" for name in PLATFORMS), *wanted,
                 )  # fmt: skip
                 shutil.rmtree(directory.parent, ignore_errors=True)
@@ -65,28 +63,26 @@ def ensure_libraries(cache: Path, python: str, *, say: Say, timeout_factor: floa
     return directory
 
 
-def build_package(directory: Path) -> Path:
+def build_package(directory: Path, *, timeout_factor: float) -> Path:
     """Build the wheel of this tree into ``directory`` and unpack it; return where. Raises: LabError."""
     wheels = directory / "wheel"
     _pip(
-        "wheel", "--no-deps", "--no-build-isolation", "--config-settings=profile=quick",
+        directory, timeout_factor, "wheel", "--no-deps", "--no-build-isolation", "--config-settings=profile=quick",
         f"--wheel-dir={wheels}", str(ROOT),
     )  # fmt: skip
     (wheel,) = wheels.glob("casemate-*.whl")
     target = directory / "package"
-    _pip("install", "--no-deps", f"--target={target}", str(wheel))
+    _pip(directory, timeout_factor, "install", "--no-deps", f"--target={target}", str(wheel))
     return target
 
 
-def test_job(
-    image: LabImage, package: Path, libraries: Path, tests: Path, arguments: Sequence[str], *, limit_s: int
-) -> Job:
+def test_job(package: Path, libraries: Path, tests: Path, arguments: Sequence[str], *, limit_s: int) -> Job:
     """A pytest run in the lab over the tests that the file ``tests`` names; its report and junit file come back."""
-    check = re.fullmatch(r"\d+\.\d+", image.python)
-    assert check is not None
     return Job(
         command=(
-            *("python3", "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:randomly", "--no-header"),
+            *("python3", "-m", "pytest", "-p", "no:cacheprovider", "--no-header"),
+            *("-p", "pytest_asyncio.plugin", "-p", "pytest_timeout"),
+            *("--verbose", "--color=no"),
             *(f"--report={HOME}/out/report.json", f"--junitxml={HOME}/out/junit.xml"),
             *arguments,
             f"@{HOME}/tests.txt",
@@ -94,6 +90,8 @@ def test_job(
         environment={
             "PYTHONPATH": f"{HOME}/package:{HOME}/libraries",
             "CASEMATE_IN_LAB": "1",
+            # Those above are named: looking for others, and importing them, takes half a minute.
+            "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
             "CASEMATE_TEST_CACHE": GUEST_CACHE,
             "CASEMATE_TIMEOUT_FACTOR": str(GUEST_FACTOR),
         },
@@ -108,8 +106,6 @@ def test_job(
     )
 
 
-def _pip(*arguments: str) -> None:
+def _pip(scratch: Path, timeout_factor: float, *arguments: str) -> None:
     command = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise LabError(f"pip {arguments[0]} failed: {done.stderr.strip()[-2000:]}")
+    run_group(command, limit_s=PIP_LIMIT_S * timeout_factor, scratch=scratch)

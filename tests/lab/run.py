@@ -38,7 +38,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
         grace_s: From the end of the job's time until the lab is off.
     """
 
-    boot_s: float = 180.0
+    boot_s: float = 300.0
     grace_s: float = 120.0
 
 
@@ -61,7 +61,7 @@ def run_job(
     limits: Limits,
     output: BinaryIO,
     keyboard_fd: int | None = None,
-    vcpus: int = 2,
+    vcpus: int = 1,
 ) -> Outcome:
     """Run ``job`` in a lab of its own.
 

@@ -86,6 +86,17 @@ def test_create_container_when_sandbox_runs_then_its_disk_comes_and_goes(
         assert [one.id for one in sandbox.inspect().containers] == ["two", "one"]
 
 
+def test_attach_when_another_owns_the_sandbox_then_its_agent_is_dialled_over_vsock(
+    busybox: str, settings: Settings
+) -> None:
+    config = SandboxConfig(name="shared")
+    with Sandbox.create(config, containers=(looping(busybox),), start=True, settings=settings) as sandbox:
+        with Sandbox.attach("shared", settings=settings) as other:
+            assert other.agent_url == sandbox.agent_url
+            assert other.container().exec(["echo", "there"], capture=True).stdout == "there\n"
+        assert sandbox.container().exec(["echo", "still"], capture=True).stdout == "still\n"
+
+
 @pytest.mark.lab_smoke
 def test_wait_when_vmm_is_killed_then_it_is_told_with_the_cause(busybox: str, settings: Settings) -> None:
     with Sandbox.create(containers=(looping(busybox),), start=True, settings=settings) as sandbox:

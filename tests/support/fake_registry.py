@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import ssl
 import threading
@@ -13,7 +14,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from tests.support.oci import INDEX, MANIFEST, Json, Layout, sha256
 
-__all__ = ["Asked", "FakeRegistry", "Handler", "running"]
+__all__ = ["DATA", "Asked", "FakeRegistry", "Handler", "running"]
+
+DATA = os.urandom(700_000)
+"""Content for a layer that takes several reads."""
 
 _PATH = re.compile(r"/v2/(?P<repository>[a-z0-9/._-]+)/(?P<kind>manifests|blobs)/(?P<selector>[^/?]+)")
 

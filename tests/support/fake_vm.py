@@ -56,6 +56,11 @@ class FakeVm:
         """A container; without a command one that echoes its input."""
         return ContainerConfig(name=name, image=self.image, command=command or ("cat",))
 
+    @property
+    def disk(self) -> Path:
+        """A raw image of 1 MiB."""
+        return self.kernel.parent / "disk.img"
+
     def entries(self) -> list[dict[str, Any]]:
         """What the fake noted, in order."""
         return [json.loads(line) for line in self.log.read_text("utf-8").splitlines()]
@@ -95,6 +100,7 @@ def make_fake_vm(directory: Path, cache_root: Path, state_root: Path, log: Path)
         make_fake_qemu(directory)
         write_tiny_kernel(directory / "kernel", "never run")
         make_image(directory)
+        (directory / "disk.img").write_bytes(bytes(1 << 20))
     return FakeVm(
         settings=Settings(
             state_root=state_root,

@@ -9,7 +9,7 @@ import msgspec
 
 __all__ = ["DEFERRED", "OFFERED_BY_LAB", "Placement", "place"]
 
-OFFERED_BY_LAB = frozenset({"kvm", "vhost_vsock", "cgroup2", "vfio", "ipvlan"})
+OFFERED_BY_LAB = frozenset({"kvm", "vhost_vsock", "cgroup2", "ipvlan"})
 """Capabilities that the lab has. A test that needs one of them gets the mark ``lab``."""
 
 DEFERRED = "left to the lab: "

@@ -16,16 +16,17 @@ NIC = NicDevice(id="nic0", mac="02:00:00:00:00:01")
 ATTACH_DISK = """\
 attach disk0
   1. qemu.blockdev_add: blockdev-add driver=raw node-name=drive-disk0 read-only=False file={'driver': 'file', \
-'filename': '/d.img'}, within 10 s; undone by blockdev-del node-name=drive-disk0
+'filename': '/d.img'}, within 10 s; undone by blockdev-del node-name=drive-disk0, within 10 s
   2. qemu.device_add: device_add driver=virtio-blk-pci id=virtio-disk0 bus=rp3 addr=0x00 drive=drive-disk0 \
-serial=disk0 config-wce=False, within 10 s; undone by device_del id=virtio-disk0, then DEVICE_DELETED
+serial=disk0 config-wce=False, within 10 s; undone by device_del id=virtio-disk0, then DEVICE_DELETED, \
+within 30 s
   3. guest.there [check]: ask the guest: AwaitDevice subsystem=block pci_path=12/00 gone=False, within 30 s"""
 
 DETACH_NIC = """\
 detach nic0
   1. qemu.device_del: device_del id=virtio-nic0, then DEVICE_DELETED, within 30 s; undone by device_add \
 driver=virtio-net-pci id=virtio-nic0 bus=rp3 addr=0x00 netdev=net-nic0 mac=02:00:00:00:00:01 romfile=; \
-ask the guest: AwaitDevice subsystem=net pci_path=12/00 gone=False
+ask the guest: AwaitDevice subsystem=net pci_path=12/00 gone=False, within 30 s
   2. guest.gone [check]: ask the guest: AwaitDevice subsystem=net pci_path=12/00 gone=True, within 30 s
   3. qemu.netdev_del: netdev_del id=net-nic0, within 10 s"""
 

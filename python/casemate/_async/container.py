@@ -12,7 +12,7 @@ from casemate._async.process import CAPTURE_LIMIT_BYTES, AsyncProcess
 from casemate._compat import aio as compat
 from casemate.agent import messages
 from casemate.agent.failure import command_error
-from casemate.errors import AgentRpcError, CasemateError, InvalidStateError
+from casemate.errors import AgentRpcError, CommandError, InvalidStateError
 from casemate.observe import failpoints
 from casemate.persist.record import ContainerRecord
 from casemate.types import ContainerId, ExecId, ExecResult, State, check_identifier, check_transition
@@ -20,13 +20,15 @@ from casemate.types import ContainerId, ExecId, ExecResult, State, check_identif
 if TYPE_CHECKING:
     from casemate.images import Image
 
-__all__ = ["AsyncContainer", "captured", "new_container_id"]
+__all__ = ["AsyncContainer", "Changed", "Detach", "captured", "new_container_id"]
 
 # Lets go of a container's disk.
 Detach = Callable[[], compat.Later[None]]
+# Is told that a container's state has changed.
+Changed = Callable[[], compat.Later[None]]
 
 
-def _nothing() -> None:
+async def _nothing() -> None:
     """Nobody wants to know of changes: the sandbox is another process's."""
 
 
@@ -63,13 +65,15 @@ class AsyncContainer:
         record: ContainerRecord,
         *,
         image: Image | None,
-        changed: Callable[[], None] = _nothing,
+        changed: Changed = _nothing,
+        detach: Detach | None = None,
+        kept: bool = False,
     ) -> None:
         self._agent = agent
         self._changed = changed
         self._created_unix_ns = record.created_unix_ns
         self._creating: AsyncPending | AsyncAnswered | None = None
-        self._detach: Detach | None = None
+        self._detach = detach
         self._gone = False
         self._image = image
         self._starting: AsyncPending | AsyncAnswered | None = None
@@ -78,7 +82,14 @@ class AsyncContainer:
         self.image_name = record.image
         self.image_digest = record.image_digest
         self.process_spec = record.process
-        self.process = AsyncProcess(agent, self.id, ExecId(record.id), terminal=record.process.terminal)
+        self.process = AsyncProcess(
+            agent,
+            self.id,
+            ExecId(record.id),
+            terminal=record.process.terminal,
+            exit_code=record.exit_code,
+            kept=kept,
+        )
 
     @property
     def state(self) -> State:
@@ -154,7 +165,7 @@ class AsyncContainer:
         """
         await self.begin_start(AsyncPipeline(self._agent))
         await self.settle()
-        self._changed()
+        await self._changed()
 
     @overload
     async def exec(
@@ -226,27 +237,31 @@ class AsyncContainer:
         exec_id = ExecId(f"exec-{os.urandom(8).hex()}")
         spec = self._exec_spec(command, env, cwd, user, terminal=terminal)
         request = messages.ExecProcessRequest(container_id=self.id, exec_id=exec_id, process=spec)
-        try:
-            await self._agent.call("ExecProcess", request)
-        except AgentRpcError as error:
-            cause = command_error(error, spec.args, container_id=self.id)
-            if cause is error:
-                raise
-            raise cause from error
         process = AsyncProcess(self._agent, self.id, exec_id, terminal=terminal)
-        if not capture:
-            return process
-        data = input.encode() if isinstance(input, str) else input
+        failpoints.hit("agent.exec.before")
         try:
+            await self._send_exec(request)
+            failpoints.hit("agent.exec.after")
+            if not capture:
+                return process
+            data = input.encode() if isinstance(input, str) else input
             stdout, stderr = await process.communicate(data, timeout_s=timeout_s, limit_bytes=limit_bytes)
-        except CasemateError:
-            await self._kill_abandoned(process)
+        except CommandError:
+            raise  # nothing was started
+        except BaseException:
+            # An interruption as well: nobody knows the process, so nobody would end it.
+            process.abandon()
             raise
         return captured(process, stdout, stderr)
 
-    async def _kill_abandoned(self, process: AsyncProcess) -> None:
-        if not self._agent.connection.closed:
-            await process.signal(signal.SIGKILL)
+    async def _send_exec(self, request: messages.ExecProcessRequest) -> None:
+        try:
+            await self._agent.call("ExecProcess", request)
+        except AgentRpcError as error:
+            cause = command_error(error, request.process.args, container_id=self.id)
+            if cause is error:
+                raise
+            raise cause from error
 
     def _exec_spec(
         self,
@@ -268,7 +283,7 @@ class AsyncContainer:
         code = await self.process.wait(timeout_s)
         if self._state is not State.STOPPED:
             self._state = State.STOPPED
-            self._changed()
+            await self._changed()
         return code
 
     async def kill(self, number: int = signal.SIGKILL, *, everyone: bool = False) -> None:
@@ -281,19 +296,21 @@ class AsyncContainer:
 
     async def pause(self) -> None:
         """Freeze its processes. Raises: InvalidStateError. Blocks: for the agent's answer."""
+        failpoints.hit("agent.pause_container")
         await self._move("PauseContainer", State.PAUSED, "container.pause")
 
     async def resume(self) -> None:
         """Thaw its processes. Raises: InvalidStateError. Blocks: for the agent's answer."""
         if self.state is not State.PAUSED:
             check_transition(self.state, self.state, op="container.resume")
+        failpoints.hit("agent.resume_container")
         await self._move("ResumeContainer", State.RUNNING, "container.resume")
 
     async def _move(self, method: str, wanted: State, op: str) -> None:
         check_transition(self.state, wanted, op=op)
         await self._agent.call(method, messages.ContainerRequest(container_id=self.id))
         self._state = wanted
-        self._changed()
+        await self._changed()
 
     async def stats(self) -> messages.CgroupStats:
         """Counters of its cgroup: processor time in nanoseconds, memory in bytes. Blocks: for the agent's answer."""
@@ -307,13 +324,15 @@ class AsyncContainer:
         When its disk could not be taken away, another call tries that again.
         """
         if not self._gone or self._detach is None:
+            failpoints.hit("agent.remove_container.before")
             await self._agent.call("RemoveContainer", messages.RemoveContainerRequest(container_id=self.id))
             self._gone = True
             self._state = State.STOPPED
+            failpoints.hit("agent.remove_container.after")
         if self._detach is not None:
             await self._detach()
             self._detach = None
-        self._changed()
+        await self._changed()
 
 
 def captured(process: AsyncProcess, stdout: bytes, stderr: bytes) -> ExecResult:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, cast
 
 from casemate._async.agent import DEVICE_SERVICE, AsyncAgentClient
-from casemate._async.hypervisor import AsyncHypervisor
 from casemate._async.transaction import Performer
 from casemate._async.undo import AsyncUndoStack, raise_with
 from casemate._compat import aio as compat
@@ -23,11 +22,13 @@ from casemate.errors import (
     VmmExitedError,
 )
 from casemate.hypervisor import BlockDevice, NicDevice, PluggedDevice
+from casemate.hypervisor.attachments import attachment_of
 from casemate.hypervisor.index import lowest_free
+from casemate.hypervisor.pci import Topology
 from casemate.transaction import GuestCall
 from casemate.types import Attachment, BlockAttachment, NicAttachment
 
-__all__ = ["AsyncDevices"]
+__all__ = ["AsyncDevices", "AsyncPorts"]
 
 FEATURE = "casemate.await_device"
 """An agent with it can say whether the guest has a device."""
@@ -36,36 +37,57 @@ _ANSWER_S = 5.0
 _DEADLINE_EXCEEDED = 4
 
 
+class AsyncPorts(Protocol):
+    """A VMM, as far as devices come and go: a driver is one."""
+
+    @property
+    def topology(self) -> Topology:
+        """The places, and what has them."""
+
+    @property
+    def plugged(self) -> tuple[PluggedDevice, ...]:
+        """What is plugged in."""
+
+    async def attach(self, device: BlockDevice | NicDevice, ask: Performer | None = None) -> PluggedDevice:
+        """Plug in a device."""
+
+    async def detach(self, device_id: str, ask: Performer | None = None) -> None:
+        """Take a device away."""
+
+
 class AsyncDevices:
     """The devices that were attached to one running sandbox.
 
     Args:
-        driver: Its VMM.
+        driver: Its VMM, as far as devices come and go.
         agent: Its agent.
         features: What the agent announces.
-        changed: Called when :attr:`attachments` changed.
+        changed: Called when :attr:`attachments` has one more; the driver tells of the others.
+        attached: Names of what is attached already.
     """
 
-    __slots__ = ("_agent", "_ask", "_attachments", "_changed", "_driver", "_lock")
+    __slots__ = ("_agent", "_ask", "_attached", "_changed", "_driver", "_lock")
 
     def __init__(
         self,
-        driver: AsyncHypervisor,
+        driver: AsyncPorts,
         agent: AsyncAgentClient,
         features: tuple[str, ...],
-        changed: Callable[[], None],
+        changed: Callable[[], compat.Later[None]],
+        attached: Iterable[str] = (),
     ) -> None:
         self._driver = driver
         self._agent = agent
         self._ask: Performer | None = self._await_device if FEATURE in features else None
         self._changed = changed
-        self._attachments: dict[str, Attachment] = {}
+        self._attached = set(attached)
         self._lock = compat.Lock()
 
     @property
     def attachments(self) -> tuple[Attachment, ...]:
         """What is attached, in the order of its coming."""
-        return tuple(self._attachments.values())
+        plugged = (one for one in self._driver.plugged if one.device.id in self._attached)
+        return tuple(map(attachment_of, plugged))
 
     async def attach_block(
         self, path: str | os.PathLike[str], *, readonly: bool, discard: bool, direct: bool
@@ -84,15 +106,8 @@ class AsyncDevices:
                 serial=name,
             )
             plugged = await self._driver.attach(disk, self._ask)
-            attachment = BlockAttachment(
-                id=name,
-                path=text,
-                readonly=readonly,
-                pci_path=plugged.pci_path,
-                device=_node(plugged),
-            )
-            await self._keep(attachment)
-            return attachment
+            await self._keep(name)
+            return cast("BlockAttachment", attachment_of(plugged))
 
     async def attach_nic(self, *, mac: str | None, netns: str | None, owner: int | None) -> NicAttachment:
         """See :meth:`AsyncSandbox.attach_nic`."""
@@ -100,60 +115,44 @@ class AsyncDevices:
             name = lowest_free(self._driver.topology.places(), "nic")
             nic = NicDevice(id=name, mac=_random_mac() if mac is None else mac, netns=netns, owner=owner)
             plugged = await self._driver.attach(nic, self._ask)
-            attachment = NicAttachment(
-                id=name,
-                mac=nic.mac,
-                tap=plugged.host_name,
-                netns=netns,
-                pci_path=plugged.pci_path,
-                interface=plugged.guest_name,
-            )
-            await self._keep(attachment)
-            return attachment
+            await self._keep(name)
+            return cast("NicAttachment", attachment_of(plugged))
 
     async def detach(self, device_id: str) -> None:
         """See :meth:`AsyncSandbox.detach`."""
         async with self._lock:
-            if device_id not in {plugged.device.id for plugged in self._driver.plugged}:
-                names = ", ".join(self._attachments) or "none"
+            if not self._is_plugged(device_id):
+                names = ", ".join(one.id for one in self.attachments) or "none"
                 raise NotFoundError(f"no device {device_id!r} is attached; there are: {names}")
             try:
                 await self._driver.detach(device_id, self._ask)
             finally:
-                self._follow(device_id)
-            self._changed()
+                if not self._is_plugged(device_id):
+                    self._attached.discard(device_id)
 
-    async def _keep(self, attachment: Attachment) -> None:
+    def _is_plugged(self, device_id: str) -> bool:
+        return any(one.device.id == device_id for one in self._driver.plugged)
+
+    async def _keep(self, device_id: str) -> None:
         """Write it down; what can't be written down is not kept."""
-        self._attachments[attachment.id] = attachment
+        self._attached.add(device_id)
         try:
-            self._changed()
+            await self._changed()
         except BaseException as error:
-            del self._attachments[attachment.id]
+            self._attached.discard(device_id)
 
             async def take_away() -> None:
                 try:
-                    await self._driver.detach(attachment.id, self._ask)
+                    await self._driver.detach(device_id, self._ask)
                 except VmmExitedError:
                     pass  # and the device with it
 
             undo = AsyncUndoStack()
-            undo.push(f"attached {attachment.id}", take_away)
+            undo.push(f"attached {device_id}", take_away)
             cause = raise_with(error, await undo.unwind())
             if cause is error:
                 raise
             raise cause from error
-
-    def _follow(self, device_id: str) -> None:
-        """Take over what the driver says of a device: it is gone, or was plugged in again under another name."""
-        attachment = self._attachments.get(device_id)
-        plugged = next((one for one in self._driver.plugged if one.device.id == device_id), None)
-        if plugged is None:
-            self._attachments.pop(device_id, None)
-        elif isinstance(attachment, BlockAttachment):
-            self._attachments[device_id] = _changed(attachment, device=_node(plugged))
-        elif attachment is not None:
-            self._attachments[device_id] = _changed(attachment, interface=plugged.guest_name)
 
     async def _await_device(
         self, call: GuestCall, results: Mapping[str, Any], limit_s: float
@@ -173,16 +172,6 @@ class AsyncDevices:
                 waited_s=limit_s,
                 op="guest.await_device",
             ) from error
-
-
-def _changed(attachment: Any, **names: str | None) -> Any:
-    from msgspec import structs
-
-    return structs.replace(attachment, **names)
-
-
-def _node(plugged: PluggedDevice) -> str | None:
-    return None if plugged.guest_name is None else f"/dev/{plugged.guest_name}"
 
 
 def _check_file(given: Path, *, readonly: bool) -> tuple[str, bool]:

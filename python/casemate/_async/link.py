@@ -8,28 +8,48 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from casemate import _core
 from casemate._async.agent import AsyncAgentClient
 from casemate._compat import aio as compat
 from casemate.agent.transport import AGENT_PORT, HybridTransport, Transport, VsockTransport
-from casemate.errors import AgentConnectionError, CasemateError, DeadlineExceededError, InternalError
+from casemate.errors import (
+    AgentConnectionError,
+    CasemateError,
+    DeadlineExceededError,
+    InternalError,
+    VmmExitedError,
+)
 from casemate.observe.log import Log
 
 if TYPE_CHECKING:
-    from casemate._async.hypervisor import AsyncHypervisor
+    from _typeshed import HasFileno
 
-__all__ = ["await_agent", "dial_agent"]
+    from casemate.keeper.vmm import KeptVmm
+
+__all__ = ["AsyncVmm", "await_agent", "dial_agent"]
 
 _log = Log(__name__)
+
+
+class AsyncVmm(Protocol):
+    """The VMM as the link needs it: a process to watch, and the cause of its end."""
+
+    @property
+    def process(self) -> _core.ChildProcess | KeptVmm:
+        """Its process."""
+
+    async def exit_error(self, wait_s: float = 1.0) -> VmmExitedError | None:
+        """Why it ended; None when it has not within ``wait_s``."""
+
 
 EXIT_GRACE_S = 2.0
 """A broken connection is mostly the first sign of the VMM's end; so long its exit status is waited for."""
 
 
 async def await_agent(
-    driver: AsyncHypervisor,
+    driver: AsyncVmm,
     transport: Transport,
     listener: socket.socket,
     *,
@@ -63,7 +83,7 @@ async def await_agent(
 
 
 async def dial_agent(
-    transport: Transport, driver: AsyncHypervisor | None, *, timeout_s: float, request_timeout_s: float
+    transport: Transport, driver: AsyncVmm | None, *, timeout_s: float, request_timeout_s: float
 ) -> AsyncAgentClient:
     """Connect to the agent's port: for an agent that does not call, or a sandbox that another process owns.
 
@@ -110,9 +130,7 @@ async def _dialled(dial: Callable[[], int]) -> int:
         raise
 
 
-def _dialler(
-    transport: Transport, timeout_s: float, watch: _core.ChildProcess | None
-) -> functools.partial[int]:
+def _dialler(transport: Transport, timeout_s: float, watch: HasFileno | None) -> functools.partial[int]:
     if isinstance(transport, HybridTransport):
         return functools.partial(
             _core.connect_hybrid, str(transport.path), AGENT_PORT, timeout_s=timeout_s, watch=watch
@@ -122,7 +140,7 @@ def _dialler(
 
 
 def _client(
-    driver: AsyncHypervisor | None, take_fd: int, *, ordered: bool, request_timeout_s: float
+    driver: AsyncVmm | None, take_fd: int, *, ordered: bool, request_timeout_s: float
 ) -> AsyncAgentClient:
     watch = driver.process if driver is not None else None
     connection = compat.AgentConnection(take_fd, watch=watch)
@@ -134,7 +152,7 @@ def _client(
     )
 
 
-async def explain(driver: AsyncHypervisor | None, error: AgentConnectionError) -> CasemateError:
+async def explain(driver: AsyncVmm | None, error: AgentConnectionError) -> CasemateError:
     """The cause of a broken connection: VmmExitedError when the VMM ended, else ``error``."""
     if driver is None:
         return error
@@ -142,12 +160,12 @@ async def explain(driver: AsyncHypervisor | None, error: AgentConnectionError) -
     return error if ended is None else ended
 
 
-async def _exit_cause(driver: AsyncHypervisor) -> CasemateError:
+async def _exit_cause(driver: AsyncVmm) -> CasemateError:
     ended = await driver.exit_error()
     return InternalError("the VMM's end was seen but its status is unknown") if ended is None else ended
 
 
-async def _boot_too_slow(driver: AsyncHypervisor, started: float, timeout_s: float) -> DeadlineExceededError:
+async def _boot_too_slow(driver: AsyncVmm, started: float, timeout_s: float) -> DeadlineExceededError:
     console = driver.process.console_tail().decode("utf-8", "replace").strip()
     tail = "\n".join(console.splitlines()[-12:])
     told = f"; the console's last lines:\n{tail}" if tail else "; the guest's console is empty"

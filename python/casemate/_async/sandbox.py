@@ -14,16 +14,19 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from msgspec.structs import replace
+
 from casemate import _core
 from casemate._async.agent import AsyncAgentClient, AsyncPipeline
-from casemate._async.container import AsyncContainer, new_container_id
+from casemate._async.container import AsyncContainer, Changed, Detach, new_container_id
+from casemate._async.guest import begin_container, image_disk, steps
 from casemate._async.link import await_agent, dial_agent
+from casemate._async.monitor import AsyncEvents, AsyncMonitor
 from casemate._async.pull import prepare_image
 from casemate._async.undo import AsyncUndoStack, raise_with
 from casemate._compat import aio as compat
 from casemate.agent import messages
-from casemate.agent.spec import build_spec, build_storages
-from casemate.agent.transport import Transport, choose_host_port, parse_url
+from casemate.agent.transport import Transport, choose_host_port
 from casemate.config.container import ContainerConfig
 from casemate.config.sandbox import SandboxConfig, TimeoutConfig
 from casemate.config.settings import Settings
@@ -34,20 +37,22 @@ from casemate.errors import (
     CasemateError,
     InvalidStateError,
     NotFoundError,
+    UnsupportedError,
     VmmExitedError,
 )
-from casemate.hypervisor import BlockAddress, BlockDevice
+from casemate.hypervisor import BlockAddress
 from casemate.hypervisor.boot import boot_assets
 from casemate.observe import failpoints
 from casemate.observe.log import Log
 from casemate.observe.timings import PhaseClock
-from casemate.persist.record import ContainerRecord, ProcessRecord, SandboxRecord
+from casemate.persist.record import ProcessRecord, SandboxRecord, with_container
 from casemate.persist.recovery import CleanupReport, SandboxInfo, cleanup, list_sandboxes
-from casemate.persist.store import SandboxDirectory, is_owned, load_record, process_record
+from casemate.persist.store import SandboxDirectory, process_record
 from casemate.types import (
     Attachment,
     BlockAttachment,
     ContainerId,
+    Event,
     NicAttachment,
     Phase,
     Progress,
@@ -59,8 +64,12 @@ from casemate.types import (
 if TYPE_CHECKING:
     from casemate._async.devices import AsyncDevices
     from casemate._async.hypervisor import AsyncHypervisor
+    from casemate._async.kept import AsyncKept
+    from casemate._async.kept_devices import AsyncKeptDevices
+    from casemate._async.logs import AsyncLogReader
     from casemate.guest import GuestAssets
     from casemate.images import Image
+    from casemate.keeper.birth import NewKeeper
 
 __all__ = ["AsyncSandbox"]
 
@@ -70,9 +79,9 @@ GUEST_HOSTNAME_BYTES = 64
 
 
 class AsyncSandbox:
-    """One virtual machine with an agent in it, and the containers there. It ends with its owner.
+    """One virtual machine with an agent in it, and the containers there. It ends with its owner, unless it is detached.
 
-    Make it with :meth:`create`; use it as a context manager or call :meth:`aclose`.
+    Make it with :meth:`create` or reach one with :meth:`attach`; use it as a context manager or call :meth:`aclose`.
 
     Attributes:
         id: Its name on this host.
@@ -91,7 +100,10 @@ class AsyncSandbox:
         "_directory",
         "_driver",
         "_host_port",
+        "_keeper",
+        "_kept",
         "_lock",
+        "_monitor",
         "_pid",
         "_record",
         "_saving",
@@ -127,9 +139,12 @@ class AsyncSandbox:
         self._saving = threading.Lock()
         self._directory: SandboxDirectory | None = None
         self._driver: AsyncHypervisor | None = None
-        self._devices: AsyncDevices | None = None
+        self._devices: AsyncDevices | AsyncKeptDevices | None = None
+        self._keeper: NewKeeper | None = None
+        self._kept: AsyncKept | None = None
         self._host_port = choose_host_port()
         self._agent: AsyncAgentClient | None = None
+        self._monitor: AsyncMonitor | None = None
         self._record: SandboxRecord | None = None
         self._assets: GuestAssets | None = None
         self._vmm: ProcessRecord | None = None
@@ -142,6 +157,7 @@ class AsyncSandbox:
         *,
         containers: Sequence[ContainerConfig] = (),
         start: bool = False,
+        detached: bool = False,
         settings: Settings | None = None,
         progress: Callable[[Progress], None] | None = None,
     ) -> AsyncSandbox:
@@ -151,6 +167,8 @@ class AsyncSandbox:
             config: Its size and guest; None: the defaults.
             containers: Containers to make at once; their images are plugged in before the boot, which costs least.
             start: Start these containers too.
+            detached: Give it to a keeper: it goes on when this process ends, and :meth:`attach` reaches it from any process.
+                The keeper takes down what the containers write (:meth:`logs`); :meth:`stop` ends it.
             settings: Where things lie; None: from the environment.
             progress: Called with progress events while a kernel is fetched or an image unpacked.
 
@@ -171,7 +189,7 @@ class AsyncSandbox:
         failpoints.arm_from_settings(settings.failpoints)
         sandbox = cls(SandboxId(config.name or f"s-{os.urandom(6).hex()}"), config, settings)
         try:
-            await sandbox._create(tuple(containers), start, progress)
+            await sandbox._create(tuple(containers), start, detached, progress)
         except BaseException as error:
             sandbox._state = State.STOPPED
             failures = await sandbox._undo.unwind()
@@ -183,38 +201,35 @@ class AsyncSandbox:
 
     @classmethod
     async def attach(cls, sandbox_id: str, *, settings: Settings | None = None) -> AsyncSandbox:
-        """Reach a living sandbox that another process owns. Closing the result leaves the sandbox alone.
+        """Reach a living sandbox: a detached one, or one that another process owns. Closing the result leaves it alone.
+
+        Of a detached one everything is possible from here but later containers; of another's only what concerns its containers.
 
         Raises:
             NotFoundError: There is none of that name.
-            InvalidStateError: Its owner is dead, or it is not running yet.
+            InvalidStateError: Whoever held it is dead, with the cause, or it is not running yet.
             AgentConnectionError, DeadlineExceededError: Its agent can't be reached.
 
         Blocks: until its agent is connected.
         """
+        from casemate._async.attach import find_image, find_living, reach
+
         settings = settings if settings is not None else Settings.from_environment()
-        record = load_record(settings, sandbox_id)
-        if record.state not in (State.RUNNING, State.PAUSED) or not is_owned(settings, sandbox_id):
-            found = record.state.value if is_owned(settings, sandbox_id) else "dead"
-            raise InvalidStateError(
-                f"sandbox {sandbox_id!r} is {found}, a running one is needed",
-                state=found,
-                wanted=State.RUNNING.value,
-                op="sandbox.attach",
-                sandbox_id=sandbox_id,
-            )
+        record = await compat.to_thread(find_living, settings, sandbox_id)
         sandbox = cls(SandboxId(sandbox_id), SandboxConfig(name=sandbox_id), settings)
         sandbox._record = record
         sandbox._state = record.state
-        request_s = sandbox._timeouts.request_s
-        transport = parse_url(record.agent_url)
-        agent = await dial_agent(transport, None, timeout_s=request_s, request_timeout_s=request_s)
-        sandbox._agent = agent
-        sandbox.agent_url = transport.url
+        sandbox._kept, sandbox._agent = await reach(settings, record, sandbox._timeouts)
+        sandbox.agent_url = record.agent_url
         sandbox._undo.push("agent connection", sandbox._close_agent)
+        is_kept = sandbox._kept is not None
         for one in record.containers:
-            image = await sandbox._find_image(one.image_digest)
-            sandbox._containers[ContainerId(one.id)] = AsyncContainer(agent, one, image=image)
+            name = ContainerId(one.id)
+            more: dict[str, Any] = (
+                {"changed": sandbox._noting(name), "detach": sandbox._forgetting(name)} if is_kept else {}
+            )
+            image = await find_image(settings, one.image_digest)
+            sandbox._containers[name] = AsyncContainer(sandbox._agent, one, image=image, kept=is_kept, **more)
         return sandbox
 
     @staticmethod
@@ -247,6 +262,7 @@ class AsyncSandbox:
         self,
         containers: tuple[ContainerConfig, ...],
         start: bool,
+        detached: bool,
         progress: Callable[[Progress], None] | None,
     ) -> None:
         named = [(new_container_id(one.name), one) for one in containers]
@@ -256,8 +272,11 @@ class AsyncSandbox:
         driver, addresses = await self._plan(images, progress)
         self._clock.mark("plan")
         failpoints.hit("sandbox.planned")
-        await self._boot(driver)
+        await self._boot(driver, detached=detached)
         await self._prepare_guest(list(zip(named, images, addresses, strict=True)), start)
+        if detached:
+            # As a whole: a sandbox belongs to one process at every moment.
+            await compat.shielded(self._give_to_keeper(driver))
 
     async def _plan(
         self, images: Sequence[Image], progress: Callable[[Progress], None] | None
@@ -270,7 +289,7 @@ class AsyncSandbox:
             self.config,
             self._settings,
             sandbox_id=self.id,
-            progress=_steps(progress),
+            progress=steps(progress),
             on_trial=self._ON_TRIAL,
         )
         boot = boot_assets(
@@ -281,15 +300,20 @@ class AsyncSandbox:
             tsc_khz=_core.tsc_khz() if driver.accel_name == "tcg" else None,
         )
         return driver, driver.plan(
-            boot, [_disk(f"rootfs{index}", image) for index, image in enumerate(images)]
+            boot, [image_disk(f"rootfs{index}", image) for index, image in enumerate(images)]
         )
 
-    async def _boot(self, driver: AsyncHypervisor) -> None:
+    async def _boot(self, driver: AsyncHypervisor, *, detached: bool) -> None:
         self._directory = SandboxDirectory.take(self._settings, self.id)
         self._undo.push("state directory", self._remove_directory)
         self._driver = driver
-        driver.changed = self._save
+        driver.changed = self._written
         self._save()
+        if detached:
+            # As a whole: nobody would know of a keeper whose start was given up.
+            await compat.shielded(self._start_keeper(driver))
+            self._save()
+            failpoints.hit("keeper.recorded")
         self._undo.push("virtual machine", driver.stop)
         transport = await driver.prepare(self._directory.path)
         self.agent_url = transport.url
@@ -303,6 +327,49 @@ class AsyncSandbox:
             self._agent = await self._connect(driver, transport, listener)
             self._undo.push("agent connection", self._close_agent)
         self._clock.mark("boot")
+
+    async def _start_keeper(self, driver: AsyncHypervisor) -> None:
+        from casemate.keeper.birth import NewKeeper
+
+        assert self._directory is not None
+        self._keeper = await compat.to_thread(
+            NewKeeper.start,
+            self._directory.path,
+            self.id,
+            log_bytes=self._settings.log_bytes,
+            timeout_factor=self._settings.timeout_factor,
+        )
+        self._undo.push("keeper", self._abandon_keeper)
+        driver.launch_with(self._keeper)
+
+    async def _abandon_keeper(self) -> None:
+        if self._keeper is not None:
+            await compat.to_thread(self._keeper.abandon)
+
+    async def _give_to_keeper(self, driver: AsyncHypervisor) -> None:
+        """From here on the sandbox is the keeper's; until it says so, all of it ends with this process."""
+        from casemate._async.kept import AsyncKept
+
+        keeper, directory = self._keeper, self._directory
+        assert keeper is not None
+        assert directory is not None
+        kept = AsyncKept(self._settings, self._make_record(), self._timeouts)
+        try:
+            for container in self._containers.values():
+                await kept.keep(container.id, self.agent_url, terminal=container.process.terminal)
+            self._record = replace(self._make_record(), owner=keeper.record)
+            directory.write(self._record)
+            await compat.to_thread(keeper.commit, directory.lock_fd, timeout_s=self._timeouts.control_s)
+        except BaseException:
+            kept.close()
+            raise
+        self._undo.forget()
+        self._undo.push("agent connection", self._close_agent)
+        self._kept, self._driver = kept, None
+        directory.release()
+        driver.hand_over()
+        keeper.leave()
+        self._clock.mark("hand_over")
 
     async def _connect(
         self, driver: AsyncHypervisor, transport: Transport, listener: socket.socket
@@ -336,7 +403,8 @@ class AsyncSandbox:
             made.append(container)
             if start:
                 await container.begin_start(pipeline)
-                container.process.stdout.prefetch()
+                if self._keeper is None:
+                    container.process.stdout.prefetch()
         await created.result()
         failpoints.hit("agent.create_sandbox.after")
         self.guest = messages.decode(await details.result(), messages.GuestDetailsResponse)
@@ -358,33 +426,19 @@ class AsyncSandbox:
         config: ContainerConfig,
         image: Image,
         address: BlockAddress,
-        detach: Callable[[], Any] | None,
+        detach: Detach | None,
     ) -> AsyncContainer:
-        from casemate.agent.process import container_process
-
-        process = container_process(image, config)
-        record = ContainerRecord(
-            id=container_id,
-            image=image.name,
-            image_digest=image.digest,
-            process=process,
-            state=State.READY,
-            created_unix_ns=time.time_ns(),
-        )
-        container = AsyncContainer(pipeline.agent, record, image=image, changed=self._save)
-        spec = build_spec(
+        return await begin_container(
+            pipeline,
             container_id,
-            process,
-            hostname=config.hostname or self.config.hostname or self.id,
-            readonly_rootfs=config.readonly_rootfs,
-            annotations=config.annotations,
+            config,
+            image,
+            address,
+            hostname=self.config.hostname or self.id,
+            changed=self._noting(container_id),
+            detach=detach,
+            kept=self._keeper is not None,
         )
-        driver, source = (
-            ("blk", address.pci_path) if address.pci_path else ("mmioblk", f"serial={address.serial}")
-        )
-        storages = build_storages(container_id, driver=driver, source=source, fstype=image.fstype)
-        await container.begin_create(pipeline, spec, storages, detach)
-        return container
 
     async def create_container(
         self, config: ContainerConfig, *, progress: Callable[[Progress], None] | None = None
@@ -408,11 +462,12 @@ class AsyncSandbox:
                     f"the sandbox has a container named {container_id!r} already", container_id=container_id
                 )
             image = await self._resolve_image(config, progress)
-            disk = _disk(f"rootfs-{os.urandom(4).hex()}", image)
+            disk = image_disk(f"rootfs-{os.urandom(4).hex()}", image)
             address = await driver.attach_block(disk)
 
             async def detach() -> None:
-                with contextlib.suppress(VmmExitedError):  # and the disk with it
+                # Gone with the VMM, or by an earlier try that failed behind it.
+                with contextlib.suppress(VmmExitedError, NotFoundError):
                     await driver.detach_block(disk.id)
                 self._containers.pop(container_id, None)
 
@@ -524,8 +579,10 @@ class AsyncSandbox:
             return self._devices.attachments
         return () if self._record is None else self._record.devices
 
-    def _own_devices(self, op: str) -> AsyncDevices:
-        agent, driver = self._running_agent(op), self._own_driver(op)
+    def _own_devices(self, op: str) -> AsyncDevices | AsyncKeptDevices:
+        agent = self._running_agent(op)
+        if self._kept is None:
+            self._own_driver(op)
         if self._state is not State.RUNNING:
             raise InvalidStateError(
                 f"{op} needs a running guest, sandbox {self.id} is {self._state.value}",
@@ -535,21 +592,51 @@ class AsyncSandbox:
                 sandbox_id=self.id,
             )
         if self._devices is None:
-            # Here, not above: most sandboxes never need it.
-            from casemate._async.devices import AsyncDevices
-
-            details = self.guest.agent_details
-            features = () if details is None else details.extra_features
-            self._devices = AsyncDevices(driver, agent, features, self._save)
+            self._devices = self._make_devices(agent)
         return self._devices
 
-    def _forgetting(self, container_id: ContainerId) -> Callable[[], compat.Later[None]]:
+    def _make_devices(self, agent: AsyncAgentClient) -> AsyncDevices | AsyncKeptDevices:
+        # Imported here, not above: most sandboxes never need it.
+        if self._kept is not None:
+            from casemate._async.kept_devices import AsyncKeptDevices
+
+            assert self._record is not None
+
+            def note(record: SandboxRecord) -> None:
+                self._record = record
+
+            return AsyncKeptDevices(self._kept, agent, self._record, self._timeouts, note)
+        from casemate._async.devices import AsyncDevices
+
+        details = self.guest.agent_details
+        features = () if details is None else details.extra_features
+        return AsyncDevices(self._own_driver("devices"), agent, features, self._written)
+
+    async def _written(self) -> None:
+        self._save()
+
+    def _forgetting(self, container_id: ContainerId) -> Detach:
         """What remains to do when a container that was there at boot is removed: its disk stays plugged in."""
 
         async def forget() -> None:
             self._containers.pop(container_id, None)
+            if self._kept is not None:
+                await self._kept.forget(container_id)
 
         return forget
+
+    def _noting(self, container_id: ContainerId) -> Changed:
+        """What is to do when a container's state has changed: write it down."""
+
+        async def note() -> None:
+            if self._kept is None:
+                self._save()
+                return
+            one = self._containers.get(container_id)
+            new = None if one is None else one.record()
+            self._record = await self._kept.update(lambda record: with_container(record, container_id, new))
+
+        return note
 
     @property
     def state(self) -> State:
@@ -587,50 +674,119 @@ class AsyncSandbox:
     @property
     def vmm_pid(self) -> int:
         """Process id of the VMM."""
-        return self._own_driver("vmm_pid").process.pid
+        return self._control("vmm_pid").process.pid
 
     def inspect(self) -> SandboxRecord:
         """All that is known of it, as in its state document. Does not block."""
         return self._record if self._driver is None and self._record is not None else self._make_record()
 
+    def logs(
+        self,
+        container: str | None = None,
+        *,
+        follow: bool = False,
+        since_s: float | None = None,
+        tail: int | None = None,
+    ) -> AsyncLogReader:
+        """What a container of a detached sandbox wrote, whether or not anybody was attached: an iterator over entries.
+
+        Args:
+            container: Which one; None: the only one.
+            follow: Go on with what is written from now on, until the container has ended.
+            since_s: Leave out what came before this time, in seconds since 1970.
+            tail: At most so many lines of what is there at the begin.
+
+        Raises: NotFoundError; InvalidStateError: The sandbox is not detached.
+        Blocks: not here; the iteration reads files and with ``follow`` waits for output.
+        """
+        from casemate._async.logs import async_open_logs
+
+        return async_open_logs(
+            self._settings, self.inspect(), container, follow=follow, since_s=since_s, tail=tail
+        )
+
+    def events(self) -> AsyncEvents:
+        """What happens to it from now on, to be iterated over: see :class:`casemate.EventKind`. Does not block.
+
+        The first call starts the watch, which asks VMM and agent as ``config.monitor`` says; before it nobody is asked.
+
+        Raises: InvalidStateError: It does not run, or belongs to another process.
+        """
+        return self._watched("events").subscribe()
+
+    def on_event(self, callback: Callable[[Event], None]) -> Callable[[], None]:
+        """Call ``callback`` with each event from now on; call what is returned to end that. Does not block.
+
+        It is called by the watch itself (on the loop, or in its thread) and must not wait. Raises: as :meth:`events`.
+        """
+        return self._watched("on_event").call(callback)
+
+    def _watched(self, op: str) -> AsyncMonitor:
+        agent, driver = self._running_agent(op), self._own_driver(op)
+        with self._saving:
+            if self._monitor is None:
+                self._monitor = AsyncMonitor(
+                    self.id,
+                    driver,
+                    agent,
+                    self.config.monitor,
+                    timeout_factor=self._settings.timeout_factor,
+                    is_paused=lambda: self._state is State.PAUSED,
+                )
+            return self._monitor
+
     async def pause(self) -> None:
         """Stop the virtual CPUs. Raises: InvalidStateError. Blocks: for the VMM's answer."""
         check_transition(self._state, State.PAUSED, op="sandbox.pause")
-        await self._own_driver("pause").pause()
-        self._state = State.PAUSED
-        self._save()
+        await self._control("pause").pause()
+        await self._move(State.PAUSED)
 
     async def resume(self) -> None:
         """Let the virtual CPUs run again. Raises: InvalidStateError. Blocks: for the VMM's answer."""
         if self._state is not State.PAUSED:
             check_transition(self._state, self._state, op="sandbox.resume")
-        await self._own_driver("resume").resume()
-        self._state = State.RUNNING
-        self._save()
+        await self._control("resume").resume()
+        await self._move(State.RUNNING)
+
+    async def _move(self, state: State) -> None:
+        self._state = state
+        if self._kept is None:
+            self._save()
+        else:
+            self._record = await self._kept.update(lambda record: replace(record, state=state))
 
     async def stop(self) -> None:
-        """End the containers and the machine, remove every trace. Idempotent.
+        """End the containers and the machine, remove every trace, of a detached sandbox also its keeper. Idempotent.
 
-        Raises: what could not be undone, as an ExceptionGroup when it is more than one failure; InvalidStateError in a fork.
+        Raises: what could not be undone, as an ExceptionGroup when it is more than one failure; InvalidStateError when another
+            process owns it, and in a fork.
         Blocks: for the guest's and the VMM's end, at most ``timeouts.stop_s`` each.
         """
         self._check_process("stop")
         async with self._stopping:
             if self._state is not State.STOPPED:
+                self._control("stop")
                 # As a whole: a cancellation after the guest's end must not leave the machine.
                 await compat.shielded(self._stop())
 
     async def _stop(self) -> None:
         failures: list[BaseException] = []
+        if self._monitor is not None:
+            self._monitor.request_stop()
+            # Last of all: what it waits for ends with the VMM.
+            self._undo.push_first("monitor", self._monitor.join)
         try:
-            if self._driver is not None:
-                await self._destroy_guest()
+            await self._destroy_guest()
         except GeneratorExit:
             raise
         except BaseException as error:
             failures.append(error)
         self._state = State.STOPPED
+        if self._kept is not None:
+            self._undo.push("keeper", self._kept.end)
         failures += await self._undo.unwind()
+        if self._kept is not None:
+            self._kept.close()
         self._clock.mark("teardown")
         if len(failures) == 1:
             raise failures[0]
@@ -638,9 +794,16 @@ class AsyncSandbox:
             raise BaseExceptionGroup(f"sandbox {self.id} could not be removed whole", failures)
 
     async def aclose(self) -> None:
-        """As :meth:`stop`; of a sandbox that was attached to, only the connection is closed; in a fork nothing."""
-        if self._pid == os.getpid():
+        """As :meth:`stop`; of a detached sandbox, and one that was attached to, only the connection is closed; in a fork nothing."""
+        if self._pid != os.getpid():
+            return
+        if self._driver is not None:
             await self.stop()
+        elif self._state is not State.STOPPED:
+            self._state = State.STOPPED
+            await self._undo.unwind()
+            if self._kept is not None:
+                self._kept.close()
 
     async def __aenter__(self) -> AsyncSandbox:
         return self
@@ -681,14 +844,6 @@ class AsyncSandbox:
 
         return await prepare_image(images.resolve, config.image, settings=self._settings, progress=progress)
 
-    async def _find_image(self, digest: str) -> Image | None:
-        from casemate import images
-
-        try:
-            return await compat.to_thread(images.resolve, digest, settings=self._settings)
-        except NotFoundError:
-            return None
-
     async def _close_agent(self) -> None:
         if self._agent is not None:
             self._agent.close()
@@ -721,8 +876,18 @@ class AsyncSandbox:
             )
         return self._agent
 
+    def _control(self, op: str) -> AsyncHypervisor | AsyncKept:
+        return self._kept if self._kept is not None else self._own_driver(op)
+
     def _own_driver(self, op: str) -> AsyncHypervisor:
         self._check_process(op)
+        if self._kept is not None:
+            raise UnsupportedError(
+                f"{op} is not possible in a detached sandbox: give it what it needs when it is made",
+                capability="detached_hotplug",
+                op=f"sandbox.{op}",
+                sandbox_id=self.id,
+            )
         if self._driver is None:
             raise InvalidStateError(
                 f"{op} is for the process that owns sandbox {self.id}",
@@ -755,6 +920,7 @@ class AsyncSandbox:
             kernel=str(assets.kernel),
             kernel_release=assets.kernel_release,
             initrd=None if assets.initrd is None else str(assets.initrd),
+            keeper=None if self._keeper is None else self._keeper.record,
             vmm=self._vmm,
             agent_url=self.agent_url,
             containers=tuple(container.record() for container in self.containers),
@@ -765,18 +931,3 @@ class AsyncSandbox:
     def _guest_assets(self) -> GuestAssets:
         assert self._assets is not None
         return self._assets
-
-
-def _steps(progress: Callable[[Progress], None] | None) -> Callable[[str, int, int], None] | None:
-    """``progress`` as the making of guest assets calls it."""
-    if progress is None:
-        return None
-
-    def step(phase: str, done_bytes: int, total_bytes: int) -> None:
-        progress(Progress(phase=phase, done_bytes=done_bytes, total_bytes=total_bytes))
-
-    return step
-
-
-def _disk(name: str, image: Image) -> BlockDevice:
-    return BlockDevice(id=name, path=str(image.rootfs), read_only=True, serial=name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -68,9 +69,13 @@ class AsyncTransaction:
             raise InvalidStateError(
                 f"{self.plan.name} ran before", state=self.state.value, wanted=PlanState.PLANNED.value
             )
+        started_ns = time.perf_counter_ns()
+        steps_ms = {}
         try:
             for step in self.plan.steps:
+                step_ns = time.perf_counter_ns()
                 await self._do(step)
+                steps_ms[step.name] = (time.perf_counter_ns() - step_ns) / 1e6
         except BaseException as error:
             failures = await compat.shielded(self._undo(error))
             cause = raise_with(error, failures)
@@ -79,6 +84,15 @@ class AsyncTransaction:
             raise cause from error
         has_checks = any(step.check for step in self.plan.steps)
         self.state = PlanState.VERIFIED if has_checks else PlanState.APPLIED
+        _log.debug(
+            "plan done",
+            extra={
+                "op": self.plan.name,
+                "state": self.state.value,
+                "duration_ms": (time.perf_counter_ns() - started_ns) / 1e6,
+                "steps_ms": steps_ms,
+            },
+        )
         return self.results
 
     async def _do(self, step: Step) -> None:

@@ -25,6 +25,14 @@ class AsyncUndoStack:
         """Register a step, in the statement behind the one that acquired."""
         self._steps.append((name, step))
 
+    def forget(self) -> None:
+        """Drop every step: what was acquired is another's now."""
+        self._steps.clear()
+
+    def push_first(self, name: str, step: Callable[[], compat.Later[Any]]) -> None:
+        """Register a step that is run when all others are done."""
+        self._steps.insert(0, (name, step))
+
     async def unwind(self) -> list[BaseException]:
         """Run every step, the last registered first, and go on after failures; return these in order.
 

@@ -9,17 +9,23 @@ import os
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from casemate import _core
+from casemate._compat._aio_background import Background, Mailbox
 from casemate._compat._aio_channel import Channel, Slot
 from casemate.errors import AgentConnectionError
 
+if TYPE_CHECKING:
+    from _typeshed import HasFileno
+
 __all__ = [
     "AgentConnection",
+    "Background",
     "Channel",
     "Later",
     "Lock",
+    "Mailbox",
     "Reply",
     "Slot",
     "shielded",
@@ -192,7 +198,7 @@ class Reply:
 class AgentConnection:
     """An agent connection served by the running loop: the loop's own thread runs the codec."""
 
-    def __init__(self, take_fd: int, watch: _core.ChildProcess | None = None) -> None:
+    def __init__(self, take_fd: int, watch: HasFileno | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         self._native = _core.Connection(take_fd, watch=watch)
         self._fd = self._native.fileno()
@@ -260,6 +266,10 @@ class AgentConnection:
     def closed(self) -> bool:
         """Whether the connection is closed or broken."""
         return self._native.closed
+
+    def fail(self, text: str) -> None:
+        """Break it: open requests end with AgentConnectionError, later ones are refused. Idempotent."""
+        self._end(text)
 
     def close(self) -> None:
         """Close; open requests end with AgentConnectionError. Idempotent."""

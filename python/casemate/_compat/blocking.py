@@ -6,16 +6,22 @@ import select
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Annotated, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Annotated, ParamSpec, TypeVar
 
 from casemate import _core
+from casemate._compat._blocking_background import Background, Mailbox
 from casemate._compat._blocking_channel import Channel, Slot
+
+if TYPE_CHECKING:
+    from _typeshed import HasFileno
 
 __all__ = [
     "AgentConnection",
+    "Background",
     "Channel",
     "Later",
     "Lock",
+    "Mailbox",
     "Reply",
     "Slot",
     "shielded",
@@ -79,7 +85,7 @@ class Reply:
 class AgentConnection:
     """An agent connection served by the threads that wait on it."""
 
-    def __init__(self, take_fd: int, watch: _core.ChildProcess | None = None) -> None:
+    def __init__(self, take_fd: int, watch: HasFileno | None = None) -> None:
         self._native = _core.Connection(take_fd, watch=watch)
 
     def submit(self, service: str, method: str, request: bytes, timeout_s: float | None) -> Reply:
@@ -119,6 +125,10 @@ class AgentConnection:
     def closed(self) -> bool:
         """Whether the connection is closed or broken."""
         return self._native.closed
+
+    def fail(self, text: str) -> None:
+        """Break it: open requests end with AgentConnectionError, later ones are refused. Idempotent."""
+        self._native.fail(text)
 
     def close(self) -> None:
         """Close; open requests end with AgentConnectionError. Idempotent."""

@@ -15,10 +15,27 @@ __all__ = ["AgentClient", "Answered", "Pending", "Pipeline"]
 T = TypeVar("T")
 
 SERVICE = "grpc.AgentService"
+HEALTH = "grpc.Health"
 DEVICE_SERVICE = "casemate.DeviceService"
 
 Explain = Callable[[AgentConnectionError], compat.Later[CasemateError]]
 """Finds the cause of a broken connection: most often the end of the VMM."""
+
+
+class Unsent:
+    """In place of a reply: the request could not be sent."""
+
+    __slots__ = ("error",)
+
+    def __init__(self, error: AgentConnectionError) -> None:
+        self.error = error
+
+    def result(self) -> bytes:
+        """Raises: why."""
+        raise self.error
+
+    def cancel(self) -> None:
+        """There is nothing to forget."""
 
 
 class Pending:
@@ -26,7 +43,7 @@ class Pending:
 
     __slots__ = ("_explain", "reply")
 
-    def __init__(self, reply: compat.Reply, explain: Explain) -> None:
+    def __init__(self, reply: compat.Reply | Unsent, explain: Explain) -> None:
         self.reply = reply
         self._explain = explain
 
@@ -62,7 +79,7 @@ class AgentClient:
         explain: Finds the cause of a broken connection.
     """
 
-    __slots__ = ("_explain", "connection", "ordered", "request_timeout_s")
+    __slots__ = ("_explain", "_given_up", "connection", "ordered", "request_timeout_s")
 
     def __init__(
         self, connection: compat.AgentConnection, *, ordered: bool, request_timeout_s: float, explain: Explain
@@ -71,6 +88,22 @@ class AgentClient:
         self.ordered = ordered
         self.request_timeout_s = request_timeout_s
         self._explain = explain
+        self._given_up = ""
+
+    @property
+    def given_up(self) -> bool:
+        """Whether :meth:`give_up` was called."""
+        return bool(self._given_up)
+
+    def give_up(self, text: str) -> None:
+        """Count on the agent no more: what waits for it and what is sent later fails at once, with ``text``. Idempotent."""
+        if not self._given_up:
+            self._given_up = text
+            self.connection.fail(text)
+
+    def check_health(self, timeout_s: float) -> None:
+        """Ask whether it serves. Raises and blocks as :meth:`Pending.result`."""
+        self._send(lambda: self.connection.submit(HEALTH, "Check", b"{}", timeout_s)).result()
 
     def submit(
         self,
@@ -82,19 +115,19 @@ class AgentClient:
     ) -> Pending:
         """Send a request with the usual deadline or ``timeout_s``. Does not block."""
         limit = self.request_timeout_s if timeout_s is None else timeout_s
-        return self._pending(self.connection.submit(service, method, messages.encode(message), limit))
+        return self._send(lambda: self.connection.submit(service, method, messages.encode(message), limit))
 
     def submit_unbounded(self, method: str, message: messages.Message) -> Pending:
         """Send a request that may take as long as it wants (a wait for a process). Does not block."""
-        return self._pending(self.connection.submit(SERVICE, method, messages.encode(message), None))
+        return self._send(lambda: self.connection.submit(SERVICE, method, messages.encode(message), None))
 
     def submit_read(self, container_id: str, exec_id: str, max_bytes: int, *, stderr: bool) -> Pending:
         """Ask for output of a process. Does not block."""
-        return self._pending(self.connection.submit_read(container_id, exec_id, max_bytes, stderr))
+        return self._send(lambda: self.connection.submit_read(container_id, exec_id, max_bytes, stderr))
 
     def submit_write_stdin(self, container_id: str, exec_id: str, data: bytes) -> Pending:
         """Send input to a process; the answer waits as long as the process does not read. Does not block."""
-        return self._pending(self.connection.submit_write_stdin(container_id, exec_id, data, None))
+        return self._send(lambda: self.connection.submit_write_stdin(container_id, exec_id, data, None))
 
     def call(self, method: str, message: messages.Message, *, timeout_s: float | None = None) -> bytes:
         """Send a request and wait for its answer. Raises and blocks as :meth:`Pending.result`."""
@@ -117,15 +150,27 @@ class AgentClient:
         self, pending: list[Pending], timeout_s: float | None = None
     ) -> list[Pending]:
         """Those whose result is there, at least one; empty at ``timeout_s``."""
-        done = self.connection.wait_any([one.reply for one in pending], timeout_s)
+        unsent = [one for one in pending if isinstance(one.reply, Unsent)]
+        if unsent:
+            return unsent
+        replies = [one.reply for one in pending if not isinstance(one.reply, Unsent)]
+        done = self.connection.wait_any(replies, timeout_s)
         return [one for one in pending if one.reply in done]
 
     def close(self) -> None:
         """Close the connection; what waits ends with AgentConnectionError. Idempotent."""
         self.connection.close()
 
-    def _pending(self, reply: compat.Reply) -> Pending:
-        return Pending(reply, self._explain)
+    def _send(self, submit: Callable[[], compat.Reply]) -> Pending:
+        # A connection that broke is found out by whoever sends next; why is told to whoever waits for the answer.
+        try:
+            return Pending(submit(), self._find_cause)
+        except AgentConnectionError as error:
+            return Pending(Unsent(error), self._find_cause)
+
+    def _find_cause(self, error: AgentConnectionError) -> CasemateError:
+        # Whoever was given up is not asked about any more, and its VMM not waited for.
+        return AgentConnectionError(self._given_up) if self._given_up else self._explain(error)
 
 
 class Answered:

@@ -13,7 +13,7 @@ from casemate._sync.process import CAPTURE_LIMIT_BYTES, Process
 from casemate._compat import blocking as compat
 from casemate.agent import messages
 from casemate.agent.failure import command_error
-from casemate.errors import AgentRpcError, CasemateError, InvalidStateError
+from casemate.errors import AgentRpcError, CommandError, InvalidStateError
 from casemate.observe import failpoints
 from casemate.persist.record import ContainerRecord
 from casemate.types import ContainerId, ExecId, ExecResult, State, check_identifier, check_transition
@@ -21,10 +21,12 @@ from casemate.types import ContainerId, ExecId, ExecResult, State, check_identif
 if TYPE_CHECKING:
     from casemate.images import Image
 
-__all__ = ["Container", "captured", "new_container_id"]
+__all__ = ["Container", "Changed", "Detach", "captured", "new_container_id"]
 
 # Lets go of a container's disk.
 Detach = Callable[[], compat.Later[None]]
+# Is told that a container's state has changed.
+Changed = Callable[[], compat.Later[None]]
 
 
 def _nothing() -> None:
@@ -64,13 +66,15 @@ class Container:
         record: ContainerRecord,
         *,
         image: Image | None,
-        changed: Callable[[], None] = _nothing,
+        changed: Changed = _nothing,
+        detach: Detach | None = None,
+        kept: bool = False,
     ) -> None:
         self._agent = agent
         self._changed = changed
         self._created_unix_ns = record.created_unix_ns
         self._creating: Pending | Answered | None = None
-        self._detach: Detach | None = None
+        self._detach = detach
         self._gone = False
         self._image = image
         self._starting: Pending | Answered | None = None
@@ -79,7 +83,14 @@ class Container:
         self.image_name = record.image
         self.image_digest = record.image_digest
         self.process_spec = record.process
-        self.process = Process(agent, self.id, ExecId(record.id), terminal=record.process.terminal)
+        self.process = Process(
+            agent,
+            self.id,
+            ExecId(record.id),
+            terminal=record.process.terminal,
+            exit_code=record.exit_code,
+            kept=kept,
+        )
 
     @property
     def state(self) -> State:
@@ -227,27 +238,31 @@ class Container:
         exec_id = ExecId(f"exec-{os.urandom(8).hex()}")
         spec = self._exec_spec(command, env, cwd, user, terminal=terminal)
         request = messages.ExecProcessRequest(container_id=self.id, exec_id=exec_id, process=spec)
-        try:
-            self._agent.call("ExecProcess", request)
-        except AgentRpcError as error:
-            cause = command_error(error, spec.args, container_id=self.id)
-            if cause is error:
-                raise
-            raise cause from error
         process = Process(self._agent, self.id, exec_id, terminal=terminal)
-        if not capture:
-            return process
-        data = input.encode() if isinstance(input, str) else input
+        failpoints.hit("agent.exec.before")
         try:
+            self._send_exec(request)
+            failpoints.hit("agent.exec.after")
+            if not capture:
+                return process
+            data = input.encode() if isinstance(input, str) else input
             stdout, stderr = process.communicate(data, timeout_s=timeout_s, limit_bytes=limit_bytes)
-        except CasemateError:
-            self._kill_abandoned(process)
+        except CommandError:
+            raise  # nothing was started
+        except BaseException:
+            # An interruption as well: nobody knows the process, so nobody would end it.
+            process.abandon()
             raise
         return captured(process, stdout, stderr)
 
-    def _kill_abandoned(self, process: Process) -> None:
-        if not self._agent.connection.closed:
-            process.signal(signal.SIGKILL)
+    def _send_exec(self, request: messages.ExecProcessRequest) -> None:
+        try:
+            self._agent.call("ExecProcess", request)
+        except AgentRpcError as error:
+            cause = command_error(error, request.process.args, container_id=self.id)
+            if cause is error:
+                raise
+            raise cause from error
 
     def _exec_spec(
         self,
@@ -282,12 +297,14 @@ class Container:
 
     def pause(self) -> None:
         """Freeze its processes. Raises: InvalidStateError. Blocks: for the agent's answer."""
+        failpoints.hit("agent.pause_container")
         self._move("PauseContainer", State.PAUSED, "container.pause")
 
     def resume(self) -> None:
         """Thaw its processes. Raises: InvalidStateError. Blocks: for the agent's answer."""
         if self.state is not State.PAUSED:
             check_transition(self.state, self.state, op="container.resume")
+        failpoints.hit("agent.resume_container")
         self._move("ResumeContainer", State.RUNNING, "container.resume")
 
     def _move(self, method: str, wanted: State, op: str) -> None:
@@ -308,9 +325,11 @@ class Container:
         When its disk could not be taken away, another call tries that again.
         """
         if not self._gone or self._detach is None:
+            failpoints.hit("agent.remove_container.before")
             self._agent.call("RemoveContainer", messages.RemoveContainerRequest(container_id=self.id))
             self._gone = True
             self._state = State.STOPPED
+            failpoints.hit("agent.remove_container.after")
         if self._detach is not None:
             self._detach()
             self._detach = None

@@ -5,12 +5,11 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, cast
 
 from casemate._sync.agent import DEVICE_SERVICE, AgentClient
-from casemate._sync.hypervisor import Hypervisor
 from casemate._sync.transaction import Performer
 from casemate._sync.undo import UndoStack, raise_with
 from casemate._compat import blocking as compat
@@ -24,11 +23,13 @@ from casemate.errors import (
     VmmExitedError,
 )
 from casemate.hypervisor import BlockDevice, NicDevice, PluggedDevice
+from casemate.hypervisor.attachments import attachment_of
 from casemate.hypervisor.index import lowest_free
+from casemate.hypervisor.pci import Topology
 from casemate.transaction import GuestCall
 from casemate.types import Attachment, BlockAttachment, NicAttachment
 
-__all__ = ["Devices"]
+__all__ = ["Devices", "Ports"]
 
 FEATURE = "casemate.await_device"
 """An agent with it can say whether the guest has a device."""
@@ -37,36 +38,57 @@ _ANSWER_S = 5.0
 _DEADLINE_EXCEEDED = 4
 
 
+class Ports(Protocol):
+    """A VMM, as far as devices come and go: a driver is one."""
+
+    @property
+    def topology(self) -> Topology:
+        """The places, and what has them."""
+
+    @property
+    def plugged(self) -> tuple[PluggedDevice, ...]:
+        """What is plugged in."""
+
+    def attach(self, device: BlockDevice | NicDevice, ask: Performer | None = None) -> PluggedDevice:
+        """Plug in a device."""
+
+    def detach(self, device_id: str, ask: Performer | None = None) -> None:
+        """Take a device away."""
+
+
 class Devices:
     """The devices that were attached to one running sandbox.
 
     Args:
-        driver: Its VMM.
+        driver: Its VMM, as far as devices come and go.
         agent: Its agent.
         features: What the agent announces.
-        changed: Called when :attr:`attachments` changed.
+        changed: Called when :attr:`attachments` has one more; the driver tells of the others.
+        attached: Names of what is attached already.
     """
 
-    __slots__ = ("_agent", "_ask", "_attachments", "_changed", "_driver", "_lock")
+    __slots__ = ("_agent", "_ask", "_attached", "_changed", "_driver", "_lock")
 
     def __init__(
         self,
-        driver: Hypervisor,
+        driver: Ports,
         agent: AgentClient,
         features: tuple[str, ...],
-        changed: Callable[[], None],
+        changed: Callable[[], compat.Later[None]],
+        attached: Iterable[str] = (),
     ) -> None:
         self._driver = driver
         self._agent = agent
         self._ask: Performer | None = self._await_device if FEATURE in features else None
         self._changed = changed
-        self._attachments: dict[str, Attachment] = {}
+        self._attached = set(attached)
         self._lock = compat.Lock()
 
     @property
     def attachments(self) -> tuple[Attachment, ...]:
         """What is attached, in the order of its coming."""
-        return tuple(self._attachments.values())
+        plugged = (one for one in self._driver.plugged if one.device.id in self._attached)
+        return tuple(map(attachment_of, plugged))
 
     def attach_block(
         self, path: str | os.PathLike[str], *, readonly: bool, discard: bool, direct: bool
@@ -85,15 +107,8 @@ class Devices:
                 serial=name,
             )
             plugged = self._driver.attach(disk, self._ask)
-            attachment = BlockAttachment(
-                id=name,
-                path=text,
-                readonly=readonly,
-                pci_path=plugged.pci_path,
-                device=_node(plugged),
-            )
-            self._keep(attachment)
-            return attachment
+            self._keep(name)
+            return cast("BlockAttachment", attachment_of(plugged))
 
     def attach_nic(self, *, mac: str | None, netns: str | None, owner: int | None) -> NicAttachment:
         """See :meth:`Sandbox.attach_nic`."""
@@ -101,60 +116,44 @@ class Devices:
             name = lowest_free(self._driver.topology.places(), "nic")
             nic = NicDevice(id=name, mac=_random_mac() if mac is None else mac, netns=netns, owner=owner)
             plugged = self._driver.attach(nic, self._ask)
-            attachment = NicAttachment(
-                id=name,
-                mac=nic.mac,
-                tap=plugged.host_name,
-                netns=netns,
-                pci_path=plugged.pci_path,
-                interface=plugged.guest_name,
-            )
-            self._keep(attachment)
-            return attachment
+            self._keep(name)
+            return cast("NicAttachment", attachment_of(plugged))
 
     def detach(self, device_id: str) -> None:
         """See :meth:`Sandbox.detach`."""
         with self._lock:
-            if device_id not in {plugged.device.id for plugged in self._driver.plugged}:
-                names = ", ".join(self._attachments) or "none"
+            if not self._is_plugged(device_id):
+                names = ", ".join(one.id for one in self.attachments) or "none"
                 raise NotFoundError(f"no device {device_id!r} is attached; there are: {names}")
             try:
                 self._driver.detach(device_id, self._ask)
             finally:
-                self._follow(device_id)
-            self._changed()
+                if not self._is_plugged(device_id):
+                    self._attached.discard(device_id)
 
-    def _keep(self, attachment: Attachment) -> None:
+    def _is_plugged(self, device_id: str) -> bool:
+        return any(one.device.id == device_id for one in self._driver.plugged)
+
+    def _keep(self, device_id: str) -> None:
         """Write it down; what can't be written down is not kept."""
-        self._attachments[attachment.id] = attachment
+        self._attached.add(device_id)
         try:
             self._changed()
         except BaseException as error:
-            del self._attachments[attachment.id]
+            self._attached.discard(device_id)
 
             def take_away() -> None:
                 try:
-                    self._driver.detach(attachment.id, self._ask)
+                    self._driver.detach(device_id, self._ask)
                 except VmmExitedError:
                     pass  # and the device with it
 
             undo = UndoStack()
-            undo.push(f"attached {attachment.id}", take_away)
+            undo.push(f"attached {device_id}", take_away)
             cause = raise_with(error, undo.unwind())
             if cause is error:
                 raise
             raise cause from error
-
-    def _follow(self, device_id: str) -> None:
-        """Take over what the driver says of a device: it is gone, or was plugged in again under another name."""
-        attachment = self._attachments.get(device_id)
-        plugged = next((one for one in self._driver.plugged if one.device.id == device_id), None)
-        if plugged is None:
-            self._attachments.pop(device_id, None)
-        elif isinstance(attachment, BlockAttachment):
-            self._attachments[device_id] = _changed(attachment, device=_node(plugged))
-        elif attachment is not None:
-            self._attachments[device_id] = _changed(attachment, interface=plugged.guest_name)
 
     def _await_device(
         self, call: GuestCall, results: Mapping[str, Any], limit_s: float
@@ -174,16 +173,6 @@ class Devices:
                 waited_s=limit_s,
                 op="guest.await_device",
             ) from error
-
-
-def _changed(attachment: Any, **names: str | None) -> Any:
-    from msgspec import structs
-
-    return structs.replace(attachment, **names)
-
-
-def _node(plugged: PluggedDevice) -> str | None:
-    return None if plugged.guest_name is None else f"/dev/{plugged.guest_name}"
 
 
 def _check_file(given: Path, *, readonly: bool) -> tuple[str, bool]:

@@ -9,28 +9,48 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from casemate import _core
 from casemate._sync.agent import AgentClient
 from casemate._compat import blocking as compat
 from casemate.agent.transport import AGENT_PORT, HybridTransport, Transport, VsockTransport
-from casemate.errors import AgentConnectionError, CasemateError, DeadlineExceededError, InternalError
+from casemate.errors import (
+    AgentConnectionError,
+    CasemateError,
+    DeadlineExceededError,
+    InternalError,
+    VmmExitedError,
+)
 from casemate.observe.log import Log
 
 if TYPE_CHECKING:
-    from casemate._sync.hypervisor import Hypervisor
+    from _typeshed import HasFileno
 
-__all__ = ["await_agent", "dial_agent"]
+    from casemate.keeper.vmm import KeptVmm
+
+__all__ = ["Vmm", "await_agent", "dial_agent"]
 
 _log = Log(__name__)
+
+
+class Vmm(Protocol):
+    """The VMM as the link needs it: a process to watch, and the cause of its end."""
+
+    @property
+    def process(self) -> _core.ChildProcess | KeptVmm:
+        """Its process."""
+
+    def exit_error(self, wait_s: float = 1.0) -> VmmExitedError | None:
+        """Why it ended; None when it has not within ``wait_s``."""
+
 
 EXIT_GRACE_S = 2.0
 """A broken connection is mostly the first sign of the VMM's end; so long its exit status is waited for."""
 
 
 def await_agent(
-    driver: Hypervisor,
+    driver: Vmm,
     transport: Transport,
     listener: socket.socket,
     *,
@@ -64,7 +84,7 @@ def await_agent(
 
 
 def dial_agent(
-    transport: Transport, driver: Hypervisor | None, *, timeout_s: float, request_timeout_s: float
+    transport: Transport, driver: Vmm | None, *, timeout_s: float, request_timeout_s: float
 ) -> AgentClient:
     """Connect to the agent's port: for an agent that does not call, or a sandbox that another process owns.
 
@@ -111,9 +131,7 @@ def _dialled(dial: Callable[[], int]) -> int:
         raise
 
 
-def _dialler(
-    transport: Transport, timeout_s: float, watch: _core.ChildProcess | None
-) -> functools.partial[int]:
+def _dialler(transport: Transport, timeout_s: float, watch: HasFileno | None) -> functools.partial[int]:
     if isinstance(transport, HybridTransport):
         return functools.partial(
             _core.connect_hybrid, str(transport.path), AGENT_PORT, timeout_s=timeout_s, watch=watch
@@ -123,7 +141,7 @@ def _dialler(
 
 
 def _client(
-    driver: Hypervisor | None, take_fd: int, *, ordered: bool, request_timeout_s: float
+    driver: Vmm | None, take_fd: int, *, ordered: bool, request_timeout_s: float
 ) -> AgentClient:
     watch = driver.process if driver is not None else None
     connection = compat.AgentConnection(take_fd, watch=watch)
@@ -135,7 +153,7 @@ def _client(
     )
 
 
-def explain(driver: Hypervisor | None, error: AgentConnectionError) -> CasemateError:
+def explain(driver: Vmm | None, error: AgentConnectionError) -> CasemateError:
     """The cause of a broken connection: VmmExitedError when the VMM ended, else ``error``."""
     if driver is None:
         return error
@@ -143,12 +161,12 @@ def explain(driver: Hypervisor | None, error: AgentConnectionError) -> CasemateE
     return error if ended is None else ended
 
 
-def _exit_cause(driver: Hypervisor) -> CasemateError:
+def _exit_cause(driver: Vmm) -> CasemateError:
     ended = driver.exit_error()
     return InternalError("the VMM's end was seen but its status is unknown") if ended is None else ended
 
 
-def _boot_too_slow(driver: Hypervisor, started: float, timeout_s: float) -> DeadlineExceededError:
+def _boot_too_slow(driver: Vmm, started: float, timeout_s: float) -> DeadlineExceededError:
     console = driver.process.console_tail().decode("utf-8", "replace").strip()
     tail = "\n".join(console.splitlines()[-12:])
     told = f"; the console's last lines:\n{tail}" if tail else "; the guest's console is empty"

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -12,6 +13,7 @@ from casemate._sync.agent import AgentClient, Pending
 from casemate._compat import blocking as compat
 from casemate.agent import messages
 from casemate.errors import AgentRpcError, DeadlineExceededError, InvalidStateError, ResourceExhaustedError
+from casemate.observe import failpoints
 
 if TYPE_CHECKING:
     from casemate.types import ContainerId, ExecId
@@ -27,10 +29,23 @@ NO_SUCH_PROCESS = "ESRCH: No such process"
 class Reader:
     """Output of a process. One reader at a time."""
 
-    __slots__ = ("_agent", "_at_end", "_container_id", "_exec_id", "_held", "_pending", "_stderr", "first_ns")
+    __slots__ = (
+        "_agent",
+        "_at_end",
+        "_container_id",
+        "_exec_id",
+        "_held",
+        "_kept",
+        "_pending",
+        "_stderr",
+        "first_ns",
+    )
 
-    def __init__(self, agent: AgentClient, container_id: str, exec_id: str, *, stderr: bool) -> None:
+    def __init__(
+        self, agent: AgentClient, container_id: str, exec_id: str, *, stderr: bool, kept: bool = False
+    ) -> None:
         self._agent = agent
+        self._kept = kept
         self._container_id = container_id
         self._exec_id = exec_id
         self._stderr = stderr
@@ -41,8 +56,21 @@ class Reader:
         """When the first byte came, of ``time.perf_counter_ns()``."""
 
     def prefetch(self) -> Pending:
-        """Ask for the next piece unless that is under way. Does not block."""
+        """Ask for the next piece unless that is under way. Does not block.
+
+        Raises: InvalidStateError: The keeper of a detached sandbox reads it already.
+        """
+        if self._kept:
+            raise InvalidStateError(
+                f"the output of container {self._container_id} is taken down by the sandbox's keeper: "
+                "read it with Sandbox.logs() or `casemate logs`",
+                state="kept",
+                wanted="owned",
+                op="process.read",
+                container_id=self._container_id,
+            )
         if self._pending is None:
+            failpoints.hit("agent.read")
             self._pending = self._agent.submit_read(
                 self._container_id, self._exec_id, READ_BYTES, stderr=self._stderr
             )
@@ -125,6 +153,7 @@ class Writer:
             raise InvalidStateError(
                 "the standard input was closed", state="closed", wanted="open", op="stdin.write"
             )
+        failpoints.hit("agent.write_stdin")
         return self._agent.submit_write_stdin(self._container_id, self._exec_id, piece)
 
     def close(self) -> None:
@@ -134,6 +163,7 @@ class Writer:
 
     def submit_close(self) -> Pending:
         """Send the request that closes it. Does not block."""
+        failpoints.hit("agent.close_stdin")
         self._closed = True
         return self._agent.submit(
             "CloseStdin", messages.CloseStdinRequest(container_id=self._container_id, exec_id=self._exec_id)
@@ -165,16 +195,23 @@ class Process:
     )
 
     def __init__(
-        self, agent: AgentClient, container_id: ContainerId, exec_id: ExecId, *, terminal: bool
+        self,
+        agent: AgentClient,
+        container_id: ContainerId,
+        exec_id: ExecId,
+        *,
+        terminal: bool,
+        exit_code: int | None = None,
+        kept: bool = False,
     ) -> None:
         self._agent = agent
         self.container_id = container_id
         self.exec_id = exec_id
         self.terminal = terminal
         self.stdin = Writer(agent, container_id, exec_id)
-        self.stdout = Reader(agent, container_id, exec_id, stderr=False)
-        self.stderr = None if terminal else Reader(agent, container_id, exec_id, stderr=True)
-        self._exit_code: int | None = None
+        self.stdout = Reader(agent, container_id, exec_id, stderr=False, kept=kept)
+        self.stderr = None if terminal else Reader(agent, container_id, exec_id, stderr=True, kept=kept)
+        self._exit_code = exit_code
         self._wait: Pending | None = None
         self._lock = threading.Lock()
         self._settling = compat.Lock()
@@ -212,6 +249,7 @@ class Process:
         """Ask for the end unless that is under way. Does not block."""
         with self._lock:
             if self._wait is None:
+                failpoints.hit("agent.wait_process")
                 request = messages.WaitProcessRequest(container_id=self.container_id, exec_id=self.exec_id)
                 self._wait = self._agent.submit_unbounded("WaitProcess", request)
             return self._wait
@@ -228,11 +266,20 @@ class Process:
                 raise
             self._exit_code = messages.decode(answer, messages.WaitProcessResponse).status
 
+    def abandon(self) -> None:
+        """Kill it, if it was ever started, without waiting for the answer: its caller was interrupted. Does not block."""
+        if not self._agent.connection.closed and self._exit_code is None:
+            request = messages.SignalProcessRequest(
+                container_id=self.container_id, exec_id=self.exec_id, signal=int(signal.SIGKILL)
+            )
+            self._agent.submit("SignalProcess", request).cancel()
+
     def signal(self, number: int) -> None:
         """Send signal ``number`` to it; one that has ended is left alone. Blocks: for the agent's answer."""
         request = messages.SignalProcessRequest(
             container_id=self.container_id, exec_id=self.exec_id, signal=int(number)
         )
+        failpoints.hit("agent.signal")
         try:
             self._agent.call("SignalProcess", request)
         except AgentRpcError as error:
@@ -244,6 +291,7 @@ class Process:
         request = messages.TtyWinResizeRequest(
             container_id=self.container_id, exec_id=self.exec_id, row=rows, column=columns
         )
+        failpoints.hit("agent.resize")
         self._agent.call("TtyWinResize", request)
 
     def wait_output(self, readers: Sequence[Reader]) -> list[Reader]:

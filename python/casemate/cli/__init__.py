@@ -1,8 +1,8 @@
 """The command line: ``casemate``. Results go to stdout, everything else to stderr.
 
-Exit status: that of the container for ``run`` and ``exec``; else 0, 1 when an operation failed, 2 for wrong use, 125 when ``run`` or
-``exec`` failed before the command ran, 126 when the command can't be executed, 127 when there is no such command, 128 + n when signal n
-ended it.
+Exit status: that of the container for ``run``, ``exec`` and ``attach``; else 0, 1 when an operation failed, 2 for wrong use, 125 when
+one of these three failed before the command ran, 126 when the command can't be executed, 127 when there is no such command, 128 + n
+when signal n ended it.
 """
 
 from __future__ import annotations
@@ -11,16 +11,20 @@ import argparse
 import signal
 import sys
 from collections.abc import Sequence
-from types import FrameType
 
 __all__ = ["main"]
 
 COMMANDS = {
     "run": "make a sandbox, run one container in it, remove both",
+    "create": "make a sandbox that goes on without this command; its container is not started",
+    "start": "start what was created",
     "exec": "run another command in a container of a living sandbox",
+    "logs": "show what a container of a detached sandbox wrote",
+    "attach": "join this terminal to a container of a detached sandbox",
     "ps": "list sandboxes and their containers",
     "inspect": "show all that is known of a sandbox or an image",
     "kill": "send a signal to a container's first process",
+    "stop": "end detached sandboxes and remove them",
     "rm": "remove a sandbox, or what a dead one left",
     "cleanup": "remove what dead owners left, from disk alone",
     "pull": "bring an image here from its registry, and unpack it",
@@ -62,29 +66,28 @@ def _run(words: Sequence[str]) -> int:
 
 
 def _guarded(options: argparse.Namespace) -> int:
+    from casemate.cli.interrupts import Interrupted, let_in
     from casemate.errors import CasemateError
 
-    before_command = 125 if options.command in ("run", "exec") else 1
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _end)
+    before_command = 125 if options.command in ("run", "exec", "attach") else 1
     try:
-        return int(options.run(options))
+        with let_in(signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+            return int(options.run(options))
+    except Interrupted as error:
+        return 128 + error.number
     except CasemateError as error:
         report(error)
         return int(getattr(error, "exit_code", before_command))
-    except ExceptionGroup as group:
-        for one in group.exceptions:
+    except BaseExceptionGroup as group:
+        interruption = group.subgroup(Interrupted)
+        rest = group if interruption is None else group.split(Interrupted)[1]
+        for one in () if rest is None else rest.exceptions:
             report(one)
-        return before_command
+        return before_command if interruption is None else 130
     except BrokenPipeError:
         # The reader of our output went away: nothing is left to say to it.
         sys.stderr.close()
         return 1
-
-
-def _end(number: int, _frame: FrameType | None) -> None:
-    """End like a program that the signal killed, but undo first what was made."""
-    raise SystemExit(128 + number)
 
 
 def report(error: BaseException) -> None:

@@ -29,6 +29,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     startup.add_argument("--plot", type=Path, default=None, metavar="FILE", help="write a picture, FILE.svg")
     common.add_json(startup)
     startup.add_argument("command_line", metavar="COMMAND", nargs="*", help="command in the image")
+    hotplug = benches.add_parser(
+        "hotplug", help="call to a disk or network interface that can be used in the guest, and back"
+    )
+    common.add_sandbox_options(hotplug)
+    hotplug.add_argument("-n", "--runs", type=int, default=20, help="how many of each (default 20)")
+    common.add_json(hotplug)
     rpc = benches.add_parser(
         "rpc",
         help="one call of the agent and 32 at once, against a raw client, Go's and the crate ttrpc",
@@ -46,13 +52,20 @@ def run(options: argparse.Namespace) -> int:
     """Run a benchmark."""
     if not 1 <= options.runs <= 10000:
         raise InvalidConfigError(f"-n is {options.runs}, 1 to 10000 is expected", path="runs")
-    if options.bench == "rpc":
-        return _rpc(options)
-    return _startup(options)
+    benches = {"hotplug": _hotplug, "rpc": _rpc, "startup": _startup}
+    return benches[options.bench](options)
 
 
-def _progress(text: str) -> None:
-    print(text, file=sys.stderr)
+def _hotplug(options: argparse.Namespace) -> int:
+    from casemate.bench.hotplug import measure
+
+    report = measure(
+        common.sandbox_config(options),
+        runs=options.runs,
+        settings=Settings.from_environment(),
+        progress=_progress,
+    )
+    return _print(report, as_json=options.json)
 
 
 def _rpc(options: argparse.Namespace) -> int:
@@ -64,8 +77,7 @@ def _rpc(options: argparse.Namespace) -> int:
         vsock=None if options.no_vsock else common.sandbox_config(options),
         progress=_progress,
     )
-    _print(options, report)
-    return 0
+    return _print(report, as_json=options.json)
 
 
 def _startup(options: argparse.Namespace) -> int:
@@ -75,6 +87,7 @@ def _startup(options: argparse.Namespace) -> int:
 
     if options.plot is not None and options.plot.suffix != ".svg":
         raise InvalidConfigError(f"--plot {options.plot}: a name that ends in .svg is expected", path="plot")
+
     report = measure(
         without_ports(common.sandbox_config(options)),
         runs=options.runs,
@@ -85,15 +98,20 @@ def _startup(options: argparse.Namespace) -> int:
     )
     if options.plot is not None:
         options.plot.write_text(svg(report), "utf-8")
-    _print(options, report)
-    return 0 if report.figures and not report.figures[0].failures else 1
+    return _print(report, as_json=options.json)
 
 
-def _print(options: argparse.Namespace, report: Report) -> None:
-    from casemate.bench.report import table
+def _progress(text: str) -> None:
+    print(text, file=sys.stderr)
 
-    if options.json:
+
+def _print(report: Report, *, as_json: bool) -> int:
+    """Show a report; the exit status says whether all its first figure's runs came off."""
+    from casemate.bench import report as reports
+
+    if as_json:
         common.print_json(report)
     else:
-        head, *rows = table(report)
+        head, *rows = reports.table(report)
         common.print_table(head, rows)
+    return 0 if report.figures and not report.figures[0].failures else 1

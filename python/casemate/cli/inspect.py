@@ -7,7 +7,8 @@ import argparse
 from casemate.cli import options as common
 from casemate.config.settings import Settings
 from casemate.errors import NotFoundError
-from casemate.persist.store import is_owned, load_record
+from casemate.persist.outcome import read_end, read_exits, with_outcomes
+from casemate.persist.store import is_owned, load_record, sandboxes_root
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,5 +30,12 @@ def run(options: argparse.Namespace) -> int:
         except NotFoundError as no_image:
             raise NotFoundError(f"{no_sandbox}; and {no_image}") from no_image
         return 0
-    common.print_json({"alive": is_owned(settings, record.id), "record": record})
+    directory = sandboxes_root(settings) / record.id
+    document: dict[str, object] = {
+        "alive": is_owned(settings, record.id),
+        "record": with_outcomes(record, directory),
+    }
+    if record.keeper is not None:
+        document |= {"exits": read_exits(directory), "end": read_end(directory)}
+    common.print_json(document)
     return 0

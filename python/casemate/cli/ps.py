@@ -7,7 +7,9 @@ import time
 
 from casemate.cli import options as common
 from casemate.config.settings import Settings
-from casemate.persist.store import list_records
+from casemate.persist.outcome import with_outcomes
+from casemate.persist.record import ContainerRecord
+from casemate.persist.store import list_records, sandboxes_root
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,8 +19,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """List sandboxes and their containers; ``dead`` ones are left from an owner that was killed."""
-    found = list(list_records(Settings.from_environment()))
+    """List sandboxes and their containers; ``dead`` ones are left: their owner was killed, or their VMM has ended."""
+    settings = Settings.from_environment()
+    root = sandboxes_root(settings)
+    found = [(with_outcomes(record, root / record.id), alive) for record, alive in list_records(settings)]
     if options.json:
         common.print_json([{"alive": alive, "record": record} for record, alive in found])
         return 0
@@ -34,6 +38,7 @@ def run(options: argparse.Namespace) -> int:
         head = (
             record.id,
             state,
+            "owned" if record.keeper is None else "detached",
             f"{age_s} s",
             f"{record.machine}/{record.accel}",
             record.vcpus,
@@ -41,10 +46,31 @@ def run(options: argparse.Namespace) -> int:
         )
         for container in record.containers or (None,):
             if container is None:
-                rows.append((*head, "-", "-", "-"))
+                rows.append((*head, "-", "-", "-", "-"))
             else:
-                rows.append((*head, container.id, container.image, " ".join(container.process.args)))
+                command = " ".join(container.process.args)
+                rows.append((*head, container.id, status_text(container), container.image, command))
     common.print_table(
-        ("SANDBOX", "STATE", "AGE", "MACHINE", "VCPUS", "MEMORY", "CONTAINER", "IMAGE", "COMMAND"), rows
+        (
+            "SANDBOX",
+            "STATE",
+            "MODE",
+            "AGE",
+            "MACHINE",
+            "VCPUS",
+            "MEMORY",
+            "CONTAINER",
+            "STATUS",
+            "IMAGE",
+            "COMMAND",
+        ),
+        rows,
     )
     return 0
+
+
+def status_text(container: ContainerRecord) -> str:
+    """A container's state, and how it ended."""
+    if container.exit_code is None:
+        return container.state.value
+    return f"exited ({container.exit_code})"

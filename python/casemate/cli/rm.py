@@ -45,11 +45,12 @@ def _remove(settings: Settings, name: str, *, force: bool) -> None:
         load_record(settings, name)  # says which there are
     if is_owned(settings, name):
         record = load_record(settings, name)
+        is_detached = record.keeper == record.owner
         if not force:
-            raise AlreadyExistsError(
-                f"sandbox {name!r} lives in process {record.owner.pid}; use --force to end it there",
-                sandbox_id=name,
-            )
+            held = "is detached and lives" if is_detached else f"lives in process {record.owner.pid}"
+            cure = "`casemate stop` or --force ends it" if is_detached else "use --force to end it there"
+            raise AlreadyExistsError(f"sandbox {name!r} {held}; {cure}", sandbox_id=name)
+        # A keeper that is asked to end ends the machine first, as any owner does.
         _end_owner(record.owner, settings.timeout_factor * OWNER_END_S)
     # A tidy owner has removed everything; one that was killed has not.
     print_unverified(cleanup(settings, name))

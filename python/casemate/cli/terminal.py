@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import select
@@ -10,6 +11,7 @@ import signal
 import struct
 import termios
 import threading
+import time
 import tty
 from collections.abc import Callable, Iterator
 from types import FrameType
@@ -25,19 +27,36 @@ __all__ = ["attach"]
 
 _log = Log(__name__)
 
+HANGUP_S = 5.0
+"""So long a command has to end by itself after its terminal was closed."""
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 
 
-def attach(process: Process, *, stdin: bool, wait: Callable[[], int]) -> int:
+def attach(
+    process: Process,
+    *,
+    stdin: bool,
+    wait: Callable[[], int],
+    copy: Callable[[], None] | None = None,
+    keep_input: bool = False,
+) -> int:
     """Join this process's streams to ``process`` until it ended; return its exit status.
 
     Signals go to it. With a terminal this process's terminal is raw meanwhile, and its size is passed on.
+
+    Args:
+        stdin: Pass standard input on.
+        wait: Returns the exit status.
+        copy: Copies its output to its end; None: from its streams.
+        keep_input: Its input stays open when ours is not passed on or at its end: others may write there.
+
     Blocks: until it ended. Needs: the main thread, for the signals.
     """
-    with _raw_terminal(process.terminal and stdin), _signals() as signals, _Control(process, signals, stdin):
+    control = _Control(process, stdin=stdin, keep_input=keep_input)
+    with _raw_terminal(process.terminal and stdin), _signals() as signals, control.passing(signals):
         if process.terminal:
             _resize(process)
-        _copy_outputs(process)
+        (copy or (lambda: _copy_outputs(process)))()
         return wait()
 
 
@@ -64,6 +83,20 @@ def _write_all(fd: int, piece: bytes) -> None:
             view = view[os.write(fd, view) :]
         except BlockingIOError:
             select.select([], [fd], [])
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            # A terminal that was closed is a reader that went away.
+            raise BrokenPipeError(errno.EPIPE, "the terminal was closed") from error
+
+
+def _read_input() -> bytes:
+    try:
+        return os.read(0, 65536)
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        return b""  # the terminal was closed
 
 
 def _resize(process: Process) -> None:
@@ -86,7 +119,9 @@ def _raw_terminal(wanted: bool) -> Iterator[None]:
         tty.setraw(0)
         yield
     finally:
-        termios.tcsetattr(0, termios.TCSADRAIN, before)
+        # Now, not when its output was drained: a terminal that nobody reads would keep us for ever, and one that was closed refuses.
+        with contextlib.suppress(termios.error):
+            termios.tcsetattr(0, termios.TCSANOW, before)
 
 
 @contextlib.contextmanager
@@ -114,25 +149,31 @@ def _signals() -> Iterator[int]:
 class _Control:
     """A thread that passes input and signals on while the main thread copies output."""
 
-    def __init__(self, process: Process, signals: int, stdin: bool) -> None:
+    def __init__(self, process: Process, *, stdin: bool, keep_input: bool) -> None:
         self._process = process
-        self._signals = signals
         self._stdin = stdin
-        self._stop_reading, self._stop_writing = os.pipe2(os.O_CLOEXEC)
-        self._thread = threading.Thread(target=self._run, name="casemate-input")
+        self._keep_input = keep_input
+        self._signals = -1
+        self._stop_reading = -1
+        self._kill_at: float | None = None
 
-    def __enter__(self) -> _Control:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self._stop_writing)
-        self._thread.join()
-        os.close(self._stop_reading)
+    @contextlib.contextmanager
+    def passing(self, signals: int) -> Iterator[None]:
+        """Do so until the end of the block; numbers of signals are read from ``signals``."""
+        self._signals = signals
+        self._stop_reading, stop_writing = os.pipe2(os.O_CLOEXEC)
+        thread = threading.Thread(target=self._run, name="casemate-input")
+        thread.start()
+        try:
+            yield
+        finally:
+            os.close(stop_writing)
+            thread.join()
+            os.close(self._stop_reading)
 
     def _run(self) -> None:
         try:
-            if not self._stdin:
+            if not self._stdin and not self._keep_input:
                 self._process.stdin.close()
             self._loop()
         except CasemateError as error:
@@ -146,18 +187,25 @@ class _Control:
         if self._stdin:
             poll.register(0, select.POLLIN)
         while True:
-            for fd, _ in poll.poll():
+            left_ms = None
+            if self._kill_at is not None:
+                left_ms = max(self._kill_at - time.monotonic(), 0.0) * 1e3
+            ready = poll.poll(left_ms)
+            if not ready:
+                self._kill_at = None
+                self._process.signal(signal.SIGKILL)
+            for fd, _ in ready:
                 if fd == self._stop_reading:
                     return
                 if fd == self._signals:
                     self._forward(os.read(self._signals, 64))
-                elif not self._send(os.read(0, 65536)):
+                elif not self._send(_read_input()):
                     poll.unregister(0)
 
     def _send(self, data: bytes) -> bool:
         if data:
             self._process.stdin.write(data)
-        else:
+        elif not self._keep_input:
             self._process.stdin.close()
         return bool(data)
 
@@ -168,3 +216,6 @@ class _Control:
                     _resize(self._process)
             else:
                 self._process.signal(number)
+                if number == signal.SIGHUP and self._process.terminal and not self._keep_input:
+                    # Nobody else reaches it: nobody is left who could end a command that does not mind.
+                    self._kill_at = time.monotonic() + HANGUP_S

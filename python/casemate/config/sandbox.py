@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from casemate.config import _checks
+from casemate.config.monitor import MonitorConfig
 from casemate.errors import InvalidConfigError
 
 __all__ = [
@@ -89,6 +90,7 @@ class SandboxConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         seccomp: Let QEMU deny itself obsolete calls, spawning and resource control.
         debug: More from kernel, agent and VMM, at the price of a slower boot.
         timeouts: How patient to be.
+        monitor: How closely it is watched, once somebody wants its events.
 
     Raises:
         InvalidConfigError: A value without meaning; ``path`` names the field.
@@ -115,6 +117,7 @@ class SandboxConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     seccomp: bool = True
     debug: bool = False
     timeouts: TimeoutConfig = TimeoutConfig()
+    monitor: MonitorConfig = MonitorConfig()
 
     def __post_init__(self) -> None:
         if self.name is not None:

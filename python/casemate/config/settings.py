@@ -28,6 +28,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         vsock: Who carries the connection to the guest: ``kernel`` (vhost-vsock), ``user`` (this process), or ``auto``: the
             kernel where it can (``CASEMATE_VSOCK``).
         timeout_factor: Every deadline is multiplied by it; for slow machines (``CASEMATE_TIMEOUT_FACTOR``).
+        log_bytes: Bytes of one log file of a container of a detached sandbox; there are at most two a container
+            (``CASEMATE_LOG_BYTES``, from 64 KiB on).
         failpoints: Steps that shall fail, for tests (``CASEMATE_FAILPOINTS``, see ``casemate.observe.failpoints``).
         default_registry: Host that a short name such as ``debian`` is pulled from (``CASEMATE_DEFAULT_REGISTRY``, ``docker.io``);
             empty: short names are refused.
@@ -44,6 +46,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     qemu: str = "qemu-system-x86_64"
     vsock: str = "auto"
     timeout_factor: float = 1.0
+    log_bytes: int = 8 << 20
     failpoints: str = ""
     default_registry: str = "docker.io"
     registry_mirrors: Mapping[str, tuple[str, ...]] = msgspec.field(default_factory=dict)
@@ -68,6 +71,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             qemu=env.get("CASEMATE_QEMU") or "qemu-system-x86_64",
             vsock=_choice(env, "CASEMATE_VSOCK", ("auto", "kernel", "user")),
             timeout_factor=_factor(env.get("CASEMATE_TIMEOUT_FACTOR", "1")),
+            log_bytes=_log_bytes(env.get("CASEMATE_LOG_BYTES") or str(8 << 20)),
             failpoints=env.get("CASEMATE_FAILPOINTS", ""),
             default_registry=env.get("CASEMATE_DEFAULT_REGISTRY", "docker.io"),
             registry_mirrors=_mirrors(env.get("CASEMATE_REGISTRY_MIRRORS", "")),
@@ -104,6 +108,7 @@ class _SettingsDocument(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     qemu: str | None = None
     vsock: str | None = None
     timeout_factor: float | None = None
+    log_bytes: int | None = None
     failpoints: str | None = None
     default_registry: str | None = None
     registry_mirrors: dict[str, tuple[str, ...]] | None = None
@@ -118,6 +123,7 @@ _VARIABLES = {
     "qemu": "CASEMATE_QEMU",
     "vsock": "CASEMATE_VSOCK",
     "timeout_factor": "CASEMATE_TIMEOUT_FACTOR",
+    "log_bytes": "CASEMATE_LOG_BYTES",
     "failpoints": "CASEMATE_FAILPOINTS",
     "default_registry": "CASEMATE_DEFAULT_REGISTRY",
     "registry_mirrors": "CASEMATE_REGISTRY_MIRRORS",
@@ -159,6 +165,15 @@ def _factor(text: str) -> float:
             path="CASEMATE_TIMEOUT_FACTOR",
         )
     return factor
+
+
+def _log_bytes(text: str) -> int:
+    if text.isascii() and text.isdigit() and 1 << 16 <= int(text) <= 1 << 40:
+        return int(text)
+    raise InvalidConfigError(
+        f"CASEMATE_LOG_BYTES is {text!r}, a number of bytes from 65536 on is expected",
+        path="CASEMATE_LOG_BYTES",
+    )
 
 
 def _bytes(text: str) -> int:

@@ -23,7 +23,7 @@ class CollectReport(msgspec.Struct, frozen=True, kw_only=True):
     """What a collection removed, or would.
 
     Args:
-        removed: Names of the images, their digests where they had none.
+        removed: Names of the images, their digests where they had none or were damaged.
         freed_bytes: Size of their filesystems and of the parts.
         kept: How many images stay.
     """
@@ -56,22 +56,20 @@ def collect_garbage(
     # First the time, then the users: who starts in between is younger than the limit.
     used_before = now - max(older_than_s, _STARTING_S)
     users = find_users(settings)
-    removed: dict[str, tuple[str, int]] = {}
-    kept: set[str] = set()
-    for image in store.images():
-        if image.digest in removed:
-            continue
-        old = image.digest not in users and 0 < store.used_at(image.digest) < used_before
-        if old and (dry_run or store.collect(image.digest, used_before=used_before)):
-            removed[image.digest] = (image.name or image.digest, image.size_bytes)
+    names = {image.digest: image.name for image in reversed(store.images())}
+    removed: list[str] = []
+    freed_bytes = kept = 0
+    # Also those that are not whole, or of another version: they are no images to anybody else.
+    for digest in store.digests():
+        size_bytes = store.size_bytes(digest)
+        old = digest not in users and 0 < store.used_at(digest) < used_before
+        if old and (dry_run or store.collect(digest, used_before=used_before)):
+            removed.append(names.get(digest) or digest)
+            freed_bytes += size_bytes
         else:
-            kept.add(image.digest)
+            kept += 1
     parts_bytes = store.remove_parts(before=now - older_than_s, dry_run=dry_run)
-    return CollectReport(
-        removed=tuple(name for name, _ in removed.values()),
-        freed_bytes=sum(size_bytes for _, size_bytes in removed.values()) + parts_bytes,
-        kept=len(kept),
-    )
+    return CollectReport(removed=tuple(sorted(removed)), freed_bytes=freed_bytes + parts_bytes, kept=kept)
 
 
 def find_users(settings: Settings) -> dict[str, tuple[str, ...]]:

@@ -14,6 +14,7 @@ from casemate.images.reference import Reference, is_name, parse_reference
 from casemate.images.source import Candidate, DirectoryFiles, Files
 from casemate.images.store import Store
 from casemate.images.types import Image, ReportProgress
+from casemate.observe import failpoints
 
 __all__ = ["PullPolicy", "list_images", "pull", "remove", "resolve"]
 
@@ -82,6 +83,7 @@ def pull(
     Blocks: for the registry's answer; for the download and the unpacking when that image is not stored yet.
     """
     settings = settings if settings is not None else Settings.from_environment()
+    failpoints.arm_from_settings(settings.failpoints)
     parsed = parse_reference(reference)
     if parsed.kind == "any" and not Path(parsed.path).exists():
         reference = f"docker://{reference}"
@@ -105,6 +107,7 @@ def remove(reference: str, settings: Settings, *, force: bool = False) -> None:
         HostError: It can't be removed.
     Blocks: for another process that works on the same image, and for the removal.
     """
+    failpoints.arm_from_settings(settings.failpoints)
     store = Store(settings)
     if not force:
         image = store.find(reference)

@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import tempfile
 import time
@@ -38,6 +39,7 @@ from casemate.images.disk import (
 from casemate.images.reference import normalise_name
 from casemate.images.registry.name import parse_name
 from casemate.images.types import Filesystem, Image, ImageConfig
+from casemate.observe import failpoints
 from casemate.observe.log import Log
 
 __all__ = ["ImageRecord", "Store"]
@@ -105,24 +107,35 @@ class Store:
         if not self._directory(digest).is_dir():
             return None
         path = self._root / "locks" / _hex(digest)
-        with typed_errors(path), locked(path, timeout_s=_NAMES_TIMEOUT_S * self._timeout_factor, shared=True):
-            record = self.load(digest)
-            if record is not None:
-                try:
-                    os.utime(self._directory(digest) / _RECORD_NAME)
-                except OSError as exc:
-                    # Who can't write can't collect either.
-                    _log.debug(
-                        "use is not recorded", extra={"op": "image.use", "target": digest, "errno": exc.errno}
-                    )
-        return record
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(
+                    locked(path, timeout_s=_NAMES_TIMEOUT_S * self._timeout_factor, shared=True)
+                )
+                os.utime(self._directory(digest) / _RECORD_NAME)
+            except OSError as exc:
+                # Who can't write can't collect either; what is not whole is told by the next line.
+                if exc.errno not in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT):
+                    raise
+                _log.debug(
+                    "use is not recorded", extra={"op": "image.use", "target": digest, "errno": exc.errno}
+                )
+            return self.load(digest)
 
     def used_at(self, digest: str) -> float:
         """When the image was last used, in seconds since 1970; 0 when it is gone. Blocks: for one small read."""
-        try:
-            return (self._directory(digest) / _RECORD_NAME).stat().st_mtime
-        except FileNotFoundError:
-            return 0.0
+        directory = self._directory(digest)
+        for path in (directory / _RECORD_NAME, directory):
+            with contextlib.suppress(FileNotFoundError):
+                return path.stat().st_mtime
+        return 0.0
+
+    def size_bytes(self, digest: str) -> int:
+        """Bytes of the image's files, whole or not. Blocks: for small reads."""
+        directory = self._directory(digest)
+        return sum(
+            (directory / name).stat().st_size for name in list_directory(directory) if name != _RECORD_NAME
+        )
 
     def image(self, record: ImageRecord, name: str) -> Image:
         """The public form of a record. Does not block."""
@@ -165,6 +178,7 @@ class Store:
             return record if record is not None else self._make(digest, fill)
 
     def _make(self, digest: str, fill: Callable[[Path], ImageRecord]) -> ImageRecord:
+        failpoints.hit("image.work")
         with typed_errors(self._root):
             work = Path(tempfile.mkdtemp(prefix=f"{_hex(digest)}.", dir=self._root / "work"))
         with removed_at_end(work):
@@ -176,12 +190,15 @@ class Store:
                 for name in os.listdir(work):
                     if name != "image":
                         remove_tree(work / name)
+                failpoints.hit("image.record")
                 sync(work / "image" / f"rootfs.{record.fstype}")
                 write_synced(work / "image" / _RECORD_NAME, msgspec.json.encode(record))
                 sync(work / "image")
                 # A damaged one may lie there.
                 remove_tree(self._directory(digest))
+                failpoints.hit("image.rename")
                 os.rename(work / "image", self._directory(digest))
+                failpoints.hit("image.renamed")
                 sync(self._root)
         return record
 
@@ -217,6 +234,7 @@ class Store:
         Blocks: for the removal.
         """
         removed_bytes = 0
+        failpoints.hit("image.parts")
         for name in list_directory(self._root / "parts") if only is None else only:
             path = self._root / "parts" / name
             try:
@@ -260,7 +278,7 @@ class Store:
         """Every image once for each of its names, sorted by name. Blocks: for small reads."""
         names = self.names()
         found: list[Image] = []
-        for digest in self._digests():
+        for digest in self.digests():
             record = self.load(digest)
             if record is not None:
                 own = [name for name, other in names.items() if other == digest] or [""]
@@ -278,7 +296,7 @@ class Store:
         """
         image = self.find(text)
         if image is None:
-            raise self.unknown(text)
+            raise NotFoundError(f"image {text!r} is not stored; {self._stored_text()}")
         by_name = image.name in self._spellings(text)
 
         def forget(names: dict[str, str]) -> None:
@@ -315,27 +333,27 @@ class Store:
         """Remove an image, whose lock the caller has. It needs no room: a full disk is when people remove."""
         doomed = self._root / "work" / f"{_hex(digest)}.{os.urandom(4).hex()}"
         # First out of sight, in one step.
+        failpoints.hit("image.remove")
         with contextlib.suppress(FileNotFoundError):
             os.rename(self._directory(digest), doomed)
+        failpoints.hit("image.removed")
         remove_tree(doomed)
 
     def unknown(self, text: str) -> NotFoundError:
         """The error for a reference that names nothing. Blocks: for one small read."""
-        known = sorted(self.names())
+        whole = self._canonical(text)
+        cure = (
+            "a layout is named by oci:PATH, an archive by oci-archive:PATH or docker-archive:PATH"
+            if whole is None
+            else f"to fetch {whole} from its registry, say docker://{text}"
+        )
         return NotFoundError(
-            f"image {text!r} is neither an existing path nor a stored image; "
-            + (f"stored are {', '.join(known[:20])}" if known else "none is stored")
-            + "; a layout is named by oci:PATH, an archive by oci-archive:PATH or docker-archive:PATH"
-            + self._offer(text)
+            f"image {text!r} is neither an existing path nor a stored image; {self._stored_text()}; {cure}"
         )
 
-    def _offer(self, text: str) -> str:
-        whole = self._canonical(text)
-        return (
-            ""
-            if whole is None
-            else f"; to fetch {whole} from its registry, say docker://{text.removeprefix('docker://')}"
-        )
+    def _stored_text(self) -> str:
+        known = sorted(self.names())
+        return f"stored are {', '.join(known[:20])}" if known else "none is stored"
 
     def _spellings(self, text: str) -> tuple[str, ...]:
         """The names that ``text`` can mean, nearest first."""
@@ -355,10 +373,11 @@ class Store:
     def _by_prefix(self, prefix: str) -> ImageRecord | None:
         if len(prefix) < _MIN_PREFIX or not set(prefix) <= _HEX:
             return None
-        found = [digest for digest in self._digests() if _hex(digest).startswith(prefix)]
+        found = [digest for digest in self.digests() if _hex(digest).startswith(prefix)]
         return self.load(found[0]) if len(found) == 1 else None
 
-    def _digests(self) -> list[str]:
+    def digests(self) -> list[str]:
+        """Digests of all that lies here as an image, damaged ones included. Blocks: for one small read."""
         return [
             name.replace("-", ":", 1) for name in list_directory(self._root) if name.startswith("sha256-")
         ]
@@ -373,12 +392,14 @@ class Store:
                 names = self.names()
                 result = change(names)
                 fresh = self._root / "names.json.new"
+                failpoints.hit("image.names")
                 try:
                     write_synced(fresh, msgspec.json.encode(_Names(names=names)))
                 except OSError:
                     fresh.unlink(missing_ok=True)
                     raise
                 os.rename(fresh, self._root / "names.json")
+                failpoints.hit("image.named")
                 sync(self._root)
         return result
 

@@ -15,6 +15,7 @@ from casemate.images.rootfs import choose_filesystem, make_filesystem
 from casemate.images.source import Candidate, Plan, shifted
 from casemate.images.store import ImageRecord, Store
 from casemate.images.types import Phase, Progress, ReportProgress
+from casemate.observe import failpoints
 
 __all__ = ["store_image"]
 
@@ -56,6 +57,7 @@ def store_image(
         tree_bytes = _unpack(plan, tree, reference, settings.max_image_bytes, report)
         passwd, group = (_account_text(tree, name, reference) for name in ("etc/passwd", "etc/group"))
         report("pack", 0, tree_bytes)
+        failpoints.hit("image.pack")
         size_bytes = make_filesystem(
             fstype,
             program,
@@ -89,6 +91,7 @@ def _unpack(
     total_bytes = sum(layer.size_bytes for layer in plan.layers)
     done_bytes = unpacked_bytes = 0
     for layer in plan.layers:
+        failpoints.hit("image.unpack")
         try:
             unpacked_bytes += unpack_layer(
                 layer.path,

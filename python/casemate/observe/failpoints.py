@@ -72,6 +72,12 @@ POINTS: dict[str, type[CasemateError]] = {
     "qemu.quit": HypervisorError,
     "qemu.killed": HypervisorError,
     "qemu.close": HostError,
+    "keeper.spawn": HostError,
+    "keeper.recorded": HostError,
+    "keeper.request": HostError,
+    "keeper.keep": HostError,
+    "keeper.commit": HostError,
+    "keeper.committed": HostError,
     "sandbox.planned": HostError,
     "sandbox.listen": HostError,
     "sandbox.connect": AgentConnectionError,
@@ -81,8 +87,32 @@ POINTS: dict[str, type[CasemateError]] = {
     "agent.create_container.after": AgentConnectionError,
     "agent.start_container.before": AgentConnectionError,
     "agent.start_container.after": AgentConnectionError,
+    "agent.exec.before": AgentConnectionError,
+    "agent.exec.after": AgentConnectionError,
+    "agent.read": AgentConnectionError,
+    "agent.write_stdin": AgentConnectionError,
+    "agent.close_stdin": AgentConnectionError,
+    "agent.wait_process": AgentConnectionError,
+    "agent.signal": AgentConnectionError,
+    "agent.resize": AgentConnectionError,
+    "agent.pause_container": AgentConnectionError,
+    "agent.resume_container": AgentConnectionError,
+    "agent.remove_container.before": AgentConnectionError,
+    "agent.remove_container.after": AgentConnectionError,
     "agent.destroy_sandbox": AgentConnectionError,
     "agent.close": AgentConnectionError,
+    "image.download": HostError,
+    "image.work": HostError,
+    "image.unpack": HostError,
+    "image.pack": HostError,
+    "image.record": HostError,
+    "image.rename": HostError,
+    "image.renamed": HostError,
+    "image.names": HostError,
+    "image.named": HostError,
+    "image.parts": HostError,
+    "image.remove": HostError,
+    "image.removed": HostError,
     "native.spawn": HostError,
     "native.connect": AgentConnectionError,
     "native.accept": AgentConnectionError,
@@ -168,12 +198,12 @@ def armed(text: str) -> Iterator[Callable[[str], int]]:
 
 
 @contextlib.contextmanager
-def calling(name: str, function: Action) -> Iterator[Callable[[str], int]]:
-    """Call ``function`` at the first hit of a point, not of a native one. Raises: InvalidConfigError."""
+def calling(name: str, function: Action, *, after: int = 0) -> Iterator[Callable[[str], int]]:
+    """Call ``function`` at one hit of a point, the one behind the first ``after``; not of a native one. Raises: InvalidConfigError."""
     _check_name(name)
     if name.startswith(NATIVE):
         raise InvalidConfigError(f"{name} is a native point: no function can be called there", path=VARIABLE)
-    with _put({name: _Script([(1, function)])}) as count:
+    with _put({name: _Script([(after, _nothing), (1, function)])}) as count:
         yield count
 
 

@@ -16,10 +16,10 @@ __all__ = ["Log"]
 class Log:
     """As ``logging.getLogger(name)``, as far as casemate uses it. Event first, what belongs to it in ``extra``."""
 
-    __slots__ = ("_name",)
+    __slots__ = ("name",)
 
     def __init__(self, name: str) -> None:
-        self._name = name
+        self.name = name
 
     def debug(
         self, event: str, *, extra: Mapping[str, Any] | None = None, exc_info: BaseException | None = None
@@ -39,7 +39,7 @@ class Log:
         """Casemate goes on, but someone should look."""
         import logging
 
-        logging.getLogger(self._name).warning(event, extra=extra, exc_info=exc_info, stacklevel=2)
+        logging.getLogger(self.name).warning(event, extra=extra, exc_info=exc_info, stacklevel=2)
 
     def _write(
         self, level: str, event: str, extra: Mapping[str, Any] | None, exc_info: BaseException | None
@@ -48,4 +48,4 @@ class Log:
         # Another thread may be at importing it: then it is not set up either.
         make = getattr(logging, "getLogger", None)
         if make is not None:
-            getattr(make(self._name), level)(event, extra=extra, exc_info=exc_info, stacklevel=3)
+            getattr(make(self.name), level)(event, extra=extra, exc_info=exc_info, stacklevel=3)

@@ -17,7 +17,12 @@ def _with_devices(document: dict[str, Any]) -> dict[str, Any]:
     return {**document, "topology": {"bridges": []}, "devices": []}
 
 
-STEPS: Mapping[int, Step] = {1: _with_devices}
+def _with_keeper(document: dict[str, Any]) -> dict[str, Any]:
+    """Version 2 knew no keepers: every sandbox was its maker's."""
+    return {**document, "keeper": None}
+
+
+STEPS: Mapping[int, Step] = {1: _with_devices, 2: _with_keeper}
 """``STEPS[n]`` makes a decoded document of version n into one of version n + 1. There is no older form than version 1."""
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import msgspec
+from msgspec.structs import replace
 
 from casemate.agent.messages import ProcessSpec
 from casemate.hypervisor.pci import Topology
 from casemate.types import Attachment, State
 
-__all__ = ["VERSION", "ContainerRecord", "ProcessRecord", "SandboxRecord"]
+__all__ = ["VERSION", "ContainerRecord", "ProcessRecord", "SandboxRecord", "with_container"]
 
-VERSION = 2
+VERSION = 3
 
 
 class ProcessRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -43,7 +44,8 @@ class SandboxRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     Args:
         version: Of this document; a reader refuses a newer one.
         config: The configuration as a document.
-        owner: The process that made it and with which it ends.
+        owner: The process that holds it and with which it ends: its maker, or its keeper once it is made.
+        keeper: Of a detached sandbox the process that holds it while nobody else does; None: it is its maker's.
         vmm: The VMM, absent until it was started.
         agent_url: The agent's address, empty until the VMM was prepared.
         topology: The bridges for later devices, and what is behind them or is about to be.
@@ -64,8 +66,20 @@ class SandboxRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     kernel: str
     kernel_release: str
     initrd: str | None
+    keeper: ProcessRecord | None = None
     vmm: ProcessRecord | None = None
     agent_url: str = ""
     containers: tuple[ContainerRecord, ...] = ()
     topology: Topology = Topology()
     devices: tuple[Attachment, ...] = ()
+
+
+def with_container(
+    record: SandboxRecord, container_id: str, container: ContainerRecord | None
+) -> SandboxRecord:
+    """``record`` with one container as it is now; None: without it. The others, and the order, stay. Does not block."""
+    known = [one.id for one in record.containers]
+    containers = [one for one in record.containers if one.id != container_id]
+    if container is not None:
+        containers.insert(known.index(container_id) if container_id in known else len(known), container)
+    return replace(record, containers=tuple(containers))

@@ -14,6 +14,7 @@ from casemate.errors import (
     InvalidStateError,
     NotFoundError,
 )
+from casemate.persist.outcome import with_outcomes
 from casemate.persist.record import SandboxRecord
 from casemate.persist.store import (
     SandboxDirectory,
@@ -98,7 +99,7 @@ def list_sandboxes(settings: Settings) -> tuple[SandboxInfo, ...]:
 def _describe(settings: Settings, name: str) -> SandboxInfo | None:
     record, problem = None, None
     try:
-        record = load_record(settings, name)
+        record = with_outcomes(load_record(settings, name), sandboxes_root(settings) / name)
     except InvalidConfigError as error:
         problem = str(error)
     except NotFoundError:
@@ -137,7 +138,8 @@ def cleanup(settings: Settings, sandbox_id: str) -> CleanupReport:
             return CleanupReport(sandbox_id=sandbox_id, removed=False)
         try:
             record, unverified = _what_is_known(settings, sandbox_id)
-            ended = end_left_processes(path, None if record is None else record.vmm)
+            recorded = () if record is None else (record.keeper, record.vmm)
+            ended = end_left_processes(path, *recorded)
             directory.remove()
         finally:
             directory.release()
@@ -168,9 +170,12 @@ def _what_is_known(settings: Settings, sandbox_id: str) -> tuple[SandboxRecord |
 
 def _holder_text(settings: Settings, sandbox_id: str) -> str:
     try:
-        owner = load_record(settings, sandbox_id).owner
+        record = load_record(settings, sandbox_id)
     except (NotFoundError, InvalidConfigError):
         return "is held by a living process, which is making it or removing it"
+    owner = record.owner
+    if record.keeper == owner and is_alive(owner):
+        return f"is detached and lives, kept by process {owner.pid}; end it with `casemate stop`"
     if is_alive(owner):
         return f"belongs to the living process {owner.pid}; end that, or use `casemate rm --force`"
     return f"is held by a fork of its dead owner {owner.pid}, or being removed at this moment"

@@ -25,6 +25,7 @@ from casemate.observe import failpoints
 from casemate.persist.holders import find_socket_holders
 from casemate.persist.migration import STEPS, Step, migrate
 from casemate.persist.record import VERSION, ProcessRecord, SandboxRecord
+from casemate.persist.trust import check_place, read_own
 from casemate.types import SandboxId, check_identifier
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "read_start_time_ticks",
     "remove_empty",
     "sandboxes_root",
+    "write_record",
 ]
 
 SOCKET_PATH_BYTES = 107
@@ -75,7 +77,7 @@ class SandboxDirectory:
 
         Raises:
             AlreadyExistsError: A living owner holds that name.
-            InvalidConfigError: The path is too long for sockets in it.
+            InvalidConfigError: The path is too long for sockets in it, a link, or another user's; nothing was made.
             HostError: The directory can't be made, or not be cleared.
             DeadlineExceededError: A VMM that was left does not end.
         """
@@ -87,6 +89,8 @@ class SandboxDirectory:
                 f"choose a state root of at most {room} bytes or a shorter name",
                 path="state_root",
             )
+        for place in (settings.state_root, sandboxes_root(settings), path):
+            check_place(place)
         try:
             failpoints.hit("store.lock")
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -96,7 +100,7 @@ class SandboxDirectory:
             try:
                 failpoints.hit("store.clear")
                 if len(os.listdir(path)) > 1:
-                    end_left_processes(path, _left_vmm(settings, sandbox_id))
+                    end_left_processes(path, *_left_processes(settings, sandbox_id))
                     directory._clear()
             except BaseException:
                 directory._give_back()
@@ -124,24 +128,14 @@ class SandboxDirectory:
         lock_fd = _lock(path)
         return None if lock_fd is None else cls(path, lock_fd)
 
-    def write(self, record: SandboxRecord) -> None:
-        """Write the state document so that a crash leaves the old one or the new one. Blocks: for a sync.
+    @property
+    def lock_fd(self) -> int:
+        """The descriptor that holds the lock, borrowed; a copy of it holds the lock as well."""
+        return self._lock_fd
 
-        Raises:
-            HostError: It can't be written (a full disk); the old one stands.
-        """
-        document = msgspec.json.format(msgspec.json.encode(record), indent=1)
-        try:
-            failpoints.hit("store.write")
-            temporary = self.path / "state.json.new"
-            _write_file(temporary, document)
-            failpoints.hit("store.rename")
-            os.rename(temporary, self.path / "state.json")
-        except OSError as error:
-            if isinstance(error, HostError):
-                raise
-            path = self.path / "state.json"
-            raise _host_error(f"the state document {path} can't be written", path, error) from error
+    def write(self, record: SandboxRecord) -> None:
+        """Write the state document. Raises and blocks as :func:`write_record`."""
+        write_record(self.path, record)
 
     def remove(self) -> None:
         """Remove the directory and free the name. Idempotent, also when somebody else removed it.
@@ -181,6 +175,28 @@ class SandboxDirectory:
         for entry in self.path.iterdir():
             if entry.name != "lock":
                 _remove_tree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+
+
+def write_record(directory: Path, record: SandboxRecord) -> None:
+    """Write the state document so that a crash leaves the old one or the new one. Blocks: for a sync.
+
+    It is for whoever holds the sandbox; others write while they have the keeper's turn for it.
+
+    Raises:
+        HostError: It can't be written (a full disk); the old one stands.
+    """
+    document = msgspec.json.format(msgspec.json.encode(record), indent=1)
+    try:
+        failpoints.hit("store.write")
+        temporary = directory / "state.json.new"
+        _write_file(temporary, document)
+        failpoints.hit("store.rename")
+        os.rename(temporary, directory / "state.json")
+    except OSError as error:
+        if isinstance(error, HostError):
+            raise
+        path = directory / "state.json"
+        raise _host_error(f"the state document {path} can't be written", path, error) from error
 
 
 def _write_file(path: Path, data: bytes) -> None:
@@ -246,17 +262,18 @@ def _owner_lives_without_lock(path: Path) -> bool:
     if os.path.lexists(path / "lock"):
         return False
     try:
-        record = decode_record((path / "state.json").read_bytes(), str(path))
+        record = decode_record(read_own(path / "state.json"), str(path))
     except (FileNotFoundError, NotADirectoryError, InvalidConfigError):
         return False
     return is_alive(record.owner)
 
 
-def _left_vmm(settings: Settings, sandbox_id: str) -> ProcessRecord | None:
+def _left_processes(settings: Settings, sandbox_id: str) -> tuple[ProcessRecord | None, ...]:
     try:
-        return load_record(settings, sandbox_id).vmm
+        record = load_record(settings, sandbox_id)
     except (NotFoundError, InvalidConfigError):
-        return None  # its sockets tell of it
+        return ()  # their sockets tell of them
+    return record.keeper, record.vmm
 
 
 def load_record(settings: Settings, sandbox_id: str) -> SandboxRecord:
@@ -269,7 +286,7 @@ def load_record(settings: Settings, sandbox_id: str) -> SandboxRecord:
     check_identifier(sandbox_id, "sandbox")
     path = sandboxes_root(settings) / sandbox_id / "state.json"
     try:
-        document = path.read_bytes()
+        document = read_own(path)
     except FileNotFoundError as error:
         known = sorted(entry.parent.name for entry in sandboxes_root(settings).glob("*/state.json"))
         names = f"; there are: {', '.join(known)}" if known else "; there is none"
@@ -293,7 +310,7 @@ def decode_record(
             strict=True,
             str_keys=True,
         )
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InvalidConfigError(f"{name} is not a state document: {error}", path=name) from error
 
 
@@ -326,15 +343,15 @@ def is_owned(settings: Settings, sandbox_id: str) -> bool:
         os.close(fd)
 
 
-def end_left_processes(directory: Path, vmm: ProcessRecord | None) -> tuple[int, ...]:
-    """End the recorded VMM and whatever else holds a socket of ``directory``; return their ids.
+def end_left_processes(directory: Path, *recorded: ProcessRecord | None) -> tuple[int, ...]:
+    """End the recorded processes and whatever else holds a socket of ``directory``; return their ids.
 
-    The sockets find a VMM that was started and not recorded any more.
+    The sockets find a VMM or a keeper that was started and not recorded any more.
 
     Raises: as :func:`kill_recorded`.
     Blocks: for their ends.
     """
-    ended = [vmm.pid] if vmm is not None and kill_recorded(vmm) else []
+    ended = [one.pid for one in recorded if one is not None and kill_recorded(one)]
     for pid in find_socket_holders(directory):
         ticks = read_start_time_ticks(pid)
         # It has to hold the socket after the start time was read, else the number may have changed hands.

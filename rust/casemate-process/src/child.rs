@@ -64,6 +64,12 @@ impl Child {
         self.lock().console.to_vec()
     }
 
+    /// What is kept of the console's output behind its first `position` bytes, and how many bytes came so far.
+    #[must_use]
+    pub fn console_since(&self, position: u64) -> (Vec<u8>, u64) {
+        self.lock().console.since(position)
+    }
+
     /// Waits for its end, and until stderr and console have been read, at most `timeout`; returns the exit status.
     ///
     /// Blocks on a lock, so signals don't end it: wait in slices to look for them.

@@ -20,11 +20,6 @@ pub struct ChildProcess {
 }
 
 impl ChildProcess {
-    /// The process, for waits that end with it.
-    pub fn watched(&self) -> Result<Arc<Child>, Error> {
-        Ok(Arc::clone(self.checked()?))
-    }
-
     fn checked(&self) -> Result<&Arc<Child>, Error> {
         self.owner.check("the process handle")?;
         Ok(&self.child)
@@ -92,6 +87,16 @@ impl ChildProcess {
     /// At most the last 64 KiB of its stderr.
     fn stderr_tail<'py>(&self, py: Python<'py>) -> Result<Bound<'py, PyBytes>, Error> {
         Ok(PyBytes::new(py, &self.checked()?.stderr_tail()))
+    }
+
+    /// What is kept of the console's output behind its first `position` bytes, and how many bytes came so far.
+    fn console_since<'py>(
+        &self,
+        py: Python<'py>,
+        position: u64,
+    ) -> Result<(Bound<'py, PyBytes>, u64), Error> {
+        let (data, position) = self.checked()?.console_since(position);
+        Ok((PyBytes::new(py, &data), position))
     }
 
     /// At most the last 64 KiB of what came from the console descriptor.

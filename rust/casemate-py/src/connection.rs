@@ -1,6 +1,6 @@
 //! `Connection`: the agent's client.
 
-use std::os::fd::{AsFd, RawFd};
+use std::os::fd::RawFd;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -14,9 +14,8 @@ use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
 use pyo3::types::{PyBytes, PyList};
 
-use crate::child::ChildProcess;
 use crate::error::Error;
-use crate::wait::{Owner, in_slices, optional_duration, take_fd};
+use crate::wait::{Owner, in_slices, optional_duration, take_fd, watched_fd};
 
 /// What a slot's answer is made of.
 #[derive(Clone, Debug)]
@@ -173,16 +172,9 @@ fn encode(
 impl Connection {
     #[new]
     #[pyo3(signature = (take_fd, *, watch=None))]
-    fn new(take_fd: RawFd, watch: Option<&Bound<'_, ChildProcess>>) -> Result<Self, Error> {
+    fn new(take_fd: RawFd, watch: Option<&Bound<'_, PyAny>>) -> Result<Self, Error> {
         let socket = self::take_fd(take_fd)?;
-        let child = watch.map(|watch| watch.get().watched()).transpose()?;
-        let pidfd = child.map(|child| child.as_fd().try_clone_to_owned()).transpose().map_err(|error| {
-            Error::host(
-                format!("the pidfd can't be copied: {error}"),
-                error.raw_os_error().unwrap_or(0),
-                "pidfd",
-            )
-        })?;
+        let pidfd = watch.map(watched_fd).transpose()?;
         let client =
             Client::new(socket, pidfd).map_err(|error| Error::agent_connection(error.to_string()))?;
         Ok(Self { owner: Owner::this_process(), client, kinds: Mutex::default() })

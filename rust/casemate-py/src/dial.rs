@@ -8,9 +8,8 @@ use std::time::Instant;
 use casemate_vsock::{Cid, Patience, Port, VsockError};
 use pyo3::prelude::*;
 
-use crate::child::ChildProcess;
 use crate::error::Error;
-use crate::wait::{borrow_fd, duration, handles_signals};
+use crate::wait::{borrow_fd, duration, handles_signals, watched_fd};
 
 /// Connect through a hybrid vsock socket; return the socket.
 #[pyfunction]
@@ -20,7 +19,7 @@ pub fn connect_hybrid(
     path: PathBuf,
     port: u32,
     timeout_s: f64,
-    watch: Option<&Bound<'_, ChildProcess>>,
+    watch: Option<&Bound<'_, PyAny>>,
 ) -> Result<RawFd, Error> {
     patiently(py, timeout_s, watch, |patience| casemate_vsock::connect_hybrid(&path, Port(port), patience))
 }
@@ -33,7 +32,7 @@ pub fn connect_vsock(
     cid: u32,
     port: u32,
     timeout_s: f64,
-    watch: Option<&Bound<'_, ChildProcess>>,
+    watch: Option<&Bound<'_, PyAny>>,
 ) -> Result<RawFd, Error> {
     patiently(py, timeout_s, watch, |patience| casemate_vsock::connect_vsock(Cid(cid), Port(port), patience))
 }
@@ -45,7 +44,7 @@ pub fn accept(
     py: Python<'_>,
     listener_fd: RawFd,
     timeout_s: f64,
-    watch: Option<&Bound<'_, ChildProcess>>,
+    watch: Option<&Bound<'_, PyAny>>,
 ) -> Result<RawFd, Error> {
     let listener = borrow_fd(listener_fd)?;
     patiently(py, timeout_s, watch, |patience| casemate_vsock::accept(listener, patience))
@@ -54,11 +53,11 @@ pub fn accept(
 fn patiently(
     py: Python<'_>,
     timeout_s: f64,
-    watch: Option<&Bound<'_, ChildProcess>>,
+    watch: Option<&Bound<'_, PyAny>>,
     attempt: impl FnOnce(Patience<'_>) -> Result<OwnedFd, VsockError> + Send,
 ) -> Result<RawFd, Error> {
     let timeout = duration(timeout_s, "timeout_s")?;
-    let child = watch.map(|watch| watch.get().watched()).transpose()?;
+    let watched = watch.map(watched_fd).transpose()?;
     let started = Instant::now();
     let raised = Mutex::new(None);
     let result = py.detach(|| {
@@ -68,7 +67,7 @@ fn patiently(
                 && Python::attach(|py| py.check_signals())
                     .is_err_and(|error| raised.lock().is_ok_and(|mut raised| raised.replace(error).is_none()))
         };
-        let watch = child.as_ref().map(|child| child.as_fd());
+        let watch = watched.as_ref().map(AsFd::as_fd);
         attempt(Patience { timeout, watch, is_interrupted: &is_interrupted })
     });
     if let Some(error) = raised.into_inner().ok().flatten() {

@@ -109,6 +109,13 @@ pub fn take_fd(number: RawFd) -> Result<OwnedFd, Error> {
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
+/// A copy of the descriptor of a process that is watched: a `ChildProcess`, or whatever has a `fileno()` that becomes readable
+/// when the process has ended.
+pub fn watched_fd(watch: &Bound<'_, PyAny>) -> Result<OwnedFd, Error> {
+    let number: RawFd = watch.call_method0("fileno")?.extract()?;
+    borrow_fd(number)?.try_clone_to_owned().map_err(|error| bad_fd(number, error.raw_os_error().unwrap_or(0)))
+}
+
 /// Looks at a descriptor number that stays the caller's, for the time of one call.
 pub fn borrow_fd<'a>(number: RawFd) -> Result<BorrowedFd<'a>, Error> {
     if number < 0 {

@@ -1,4 +1,4 @@
-//! The static build of the guest agent.
+//! The builds of the native programs in the wheel: the guest agent, which is static, and the keeper.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -41,6 +41,33 @@ impl FromStr for Profile {
     }
 }
 
+/// Build the keeper for this host and put it into `out`.
+///
+/// It runs beside the extension on the same host, so it is built as that is, and shares what was compiled for it.
+pub fn build_keeper(root: &Path, out: &Path, profile: Profile) -> Result<()> {
+    const KEEPER: &str = "casemate-keeper";
+    eprintln!("building {KEEPER}");
+    let name = if profile == Profile::Quick { "quick" } else { "release" };
+    let mut cargo = cargo(root);
+    cargo.args([
+        "build",
+        "--quiet",
+        "--locked",
+        "--profile",
+        name,
+        "--package",
+        "casemate-shim",
+        "--bin",
+        KEEPER,
+    ]);
+    // The wheel carries no symbols. Of this package alone, so that nothing else is compiled twice.
+    cargo.args(["--config", &format!("profile.{name}.package.casemate-shim.strip=true")]);
+    if !cargo.status().context("running cargo")?.success() {
+        bail!("{KEEPER} could not be built");
+    }
+    place(&target_directory(root).join(name).join(KEEPER), out)
+}
+
 /// Build the agent and put it into `out`. With musl where its target is installed, else with the C library linked statically.
 pub fn build(root: &Path, out: &Path, profile: Profile) -> Result<()> {
     let machine = std::env::consts::ARCH;
@@ -51,8 +78,8 @@ pub fn build(root: &Path, out: &Path, profile: Profile) -> Result<()> {
         (format!("{machine}-unknown-linux-gnu"), "-C target-feature=+crt-static")
     };
     eprintln!("building {BINARY} for {target}");
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.current_dir(root).args([
+    let mut cargo = cargo(root);
+    cargo.args([
         "build",
         "--quiet",
         "--locked",
@@ -77,9 +104,22 @@ pub fn build(root: &Path, out: &Path, profile: Profile) -> Result<()> {
     }
     let built = target_directory(root).join(&target).join(profile.name()).join(BINARY);
     check(&built, profile)?;
+    place(&built, out)
+}
+
+fn cargo(root: &Path) -> Command {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(root);
+    cargo
+}
+
+/// Copy a program into `out`, whole at once: the one that is there may be running.
+fn place(built: &Path, out: &Path) -> Result<()> {
     fs::create_dir_all(out).with_context(|| format!("making {}", out.display()))?;
-    let placed = out.join(BINARY);
-    fs::copy(&built, &placed).with_context(|| format!("copying to {}", placed.display()))?;
+    let name = built.file_name().context("a program without a name")?;
+    let (placed, temporary) = (out.join(name), out.join(format!(".{}.new", name.display())));
+    fs::copy(built, &temporary).with_context(|| format!("copying to {}", temporary.display()))?;
+    fs::rename(&temporary, &placed).with_context(|| format!("placing {}", placed.display()))?;
     println!("{}", placed.display());
     Ok(())
 }

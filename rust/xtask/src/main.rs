@@ -1,4 +1,4 @@
-//! Commands of the workspace: `cargo run -p xtask -- proto [--check]`, `cargo run -p xtask -- agent --out DIR`.
+//! Commands of the workspace: `cargo run -p xtask -- proto [--check]`, `cargo run -p xtask -- agent --out DIR`, `… keeper …`.
 
 mod agent;
 #[cfg(feature = "proto")]
@@ -11,7 +11,8 @@ use anyhow::{Result, bail};
 
 use crate::agent::Profile;
 
-const USAGE: &str = "usage: cargo run -p xtask -- proto [--check] | agent --out DIR [--profile agent|quick]";
+const USAGE: &str =
+    "usage: cargo run -p xtask -- proto [--check] | agent|keeper --out DIR [--profile agent|quick]";
 
 /// Root of the workspace, whatever the current directory is.
 fn workspace_root() -> PathBuf {
@@ -27,6 +28,10 @@ fn run(arguments: &[&str]) -> Result<()> {
         ["agent", "--out", out] => agent::build(&workspace_root(), Path::new(out), Profile::Agent),
         ["agent", "--out", out, "--profile", profile] => {
             agent::build(&workspace_root(), Path::new(out), profile.parse()?)
+        }
+        ["keeper", "--out", out] => agent::build_keeper(&workspace_root(), Path::new(out), Profile::Agent),
+        ["keeper", "--out", out, "--profile", profile] => {
+            agent::build_keeper(&workspace_root(), Path::new(out), profile.parse()?)
         }
         _ => bail!("{USAGE}"),
     }

@@ -34,6 +34,12 @@ WHOLE: Files = {
 Changes = st.lists(st.tuples(st.integers(0, 20_000), st.integers(0, 255)), max_size=8)
 
 
+def make_directory() -> Path:
+    """A directory for one example; in memory where there is such a place, since thousands are removed again."""
+    memory = Path("/dev/shm")
+    return Path(tempfile.mkdtemp(prefix="casemate-damaged-", dir=memory if memory.is_dir() else None))
+
+
 def changed(data: bytes, changes: list[tuple[int, int]]) -> bytes:
     """Bytes replaced, then every header's checksum made right, so that the change is looked at."""
     out = bytearray(data)
@@ -64,7 +70,7 @@ def unpack(data: bytes, scratch: Scratch, directory: Path) -> None:
 def test_unpack_layer_when_headers_are_changed_then_one_error_or_a_tree_and_nothing_outside(
     seed: str, changes: list[tuple[int, int]], cut: int
 ) -> None:
-    directory = Path(tempfile.mkdtemp(prefix="casemate-damaged-"))
+    directory = make_directory()
     try:
         scratch = Scratch(directory / "scratch")
         before = scratch.outside()
@@ -88,7 +94,7 @@ def test_unpack_layer_when_it_is_noise_then_no_other_error(data: bytes, form: st
         "damaged gzip": b"\x1f\x8b\x08" + data,
         "zstd": b"\x28\xb5\x2f\xfd" + data,
     }[form]
-    directory = Path(tempfile.mkdtemp(prefix="casemate-damaged-"))
+    directory = make_directory()
     try:
         unpack(noise, Scratch(directory / "scratch"), directory)
     finally:
@@ -102,7 +108,7 @@ def test_docker_archive_when_bytes_are_changed_then_image_error_or_the_image(
 ) -> None:
     whole = changed(tar(docker_archive_files([WHOLE])), changes)
     data = whole[: len(whole) - cut]
-    directory = Path(tempfile.mkdtemp(prefix="casemate-damaged-"))
+    directory = make_directory()
     try:
         path = directory / "app.tar"
         path.write_bytes(gzip.compress(data, 1) if compress else data)

@@ -116,3 +116,19 @@ def test_remove_when_the_disk_is_full_then_it_frees_room(
     assert sorted(image_store.Store(settings).names()) == [made.name]
     images.remove(made.name, settings, force=True)
     assert images.list_images(settings) == []
+
+
+def test_resolve_when_the_cache_can_only_be_read_then_what_is_stored_is_found(
+    small_disk: tuple[Settings, Resize], tmp_path: Path
+) -> None:
+    settings, resize = small_disk
+    resize(size=8 << 20)
+    made = put_another(settings, tmp_path)
+    locks = settings.cache_root / "images/locks"
+    # With its lock file, and without.
+    for _ in range(2):
+        subprocess.run(["mount", "-o", "remount,ro", tmp_path / "disk"], check=True)
+        assert images.resolve(made.name, settings=settings) == made
+        assert images.resolve(f"oci:{tmp_path / 'other'}", settings=settings) == made
+        subprocess.run(["mount", "-o", "remount,rw", tmp_path / "disk"], check=True)
+        (locks / made.digest.removeprefix("sha256:")).unlink(missing_ok=True)

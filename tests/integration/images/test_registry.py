@@ -212,9 +212,7 @@ def test_command_line_when_pulled_then_listed_and_removed(
     assert capsys.readouterr().out.split() == [name]
     assert main(["rmi", "--json", name]) == 1
     printed = capsys.readouterr()
-    assert (
-        json.loads(printed.out) == {"removed": []} and "neither an existing path nor a stored" in printed.err
-    )
+    assert json.loads(printed.out) == {"removed": []} and "is not stored; none is stored" in printed.err
 
 
 async def test_async_pull_when_registry_is_open_then_the_image(

@@ -134,6 +134,42 @@ async def test_attach_when_cancelled_while_the_vmm_is_silent_then_undone_first(
         assert load_record(fake_vm.settings, "silent").topology.places() == {}
 
 
+def test_attach_when_the_sandbox_is_stopped_meanwhile_then_told_and_nothing_stays(
+    fake_vm: FakeVm, image: Path
+) -> None:
+    config = fake_vm.config("stopped", script={"faults": {"device_add": "silence"}})
+    sandbox = Sandbox.create(config, settings=fake_vm.settings)
+    reached = threading.Event()
+    with (
+        failpoints.calling("qemu.device_add", reached.set),
+        concurrent.futures.ThreadPoolExecutor(1) as pool,
+    ):
+        attaching = pool.submit(sandbox.attach_block, image)
+        assert reached.wait(10)
+        sandbox.stop()
+
+        assert isinstance(attaching.exception(10), VmmExitedError)
+    assert sandbox.attachments == ()
+    assert not list((fake_vm.settings.state_root / "sandboxes").iterdir())
+
+
+async def test_attach_when_another_waits_for_its_turn_and_is_cancelled_then_the_first_is_not_disturbed(
+    fake_vm: FakeVm, image: Path
+) -> None:
+    async with await AsyncSandbox.create(fake_vm.config("turns"), settings=fake_vm.settings) as sandbox:
+        first = asyncio.create_task(sandbox.attach_block(image, readonly=True))
+        second = asyncio.create_task(sandbox.attach_block(image, readonly=True))
+        await asyncio.sleep(0)
+        second.cancel()
+
+        disk = await first
+
+        with pytest.raises(asyncio.CancelledError):
+            await second
+        assert sandbox.attachments == (disk,)
+        assert set(sandbox.inspect().topology.places()) == {"disk0"}
+
+
 def test_attach_when_the_driver_does_not_ask_the_guest_then_the_attachment_has_no_name_there(
     fake_vm: FakeVm, image: Path
 ) -> None:

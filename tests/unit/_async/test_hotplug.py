@@ -8,6 +8,7 @@ import socket
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
+import msgspec
 import pytest
 
 from casemate._async.hypervisor.qemu_hotplug import AsyncHotplug
@@ -27,11 +28,13 @@ from casemate.errors import (
     UnsupportedError,
     VmmExitedError,
 )
-from casemate.hypervisor import BlockDevice, NicDevice
+from casemate.hypervisor import BlockDevice, NicDevice, PluggedDevice
+from casemate.hypervisor.attachments import attachment_of, plugged_of
 from casemate.hypervisor.pci import Bridge, BridgeKind, Topology
 from casemate.hypervisor.qemu.hotplug import plan_attach, plan_detach
 from casemate.observe import failpoints
 from casemate.transaction import GuestCall
+from casemate.types import Attachment
 from tests.support.fake_devices import FakeDevices
 from tests.support.fake_qmp import SILENCE, FakeQmp, Refusal
 
@@ -105,9 +108,10 @@ class Rig:
         self.guest = Guest(qemu, self.devices)
         self.taps = Taps()
         self.written: list[Topology] = []
-        self.engine = AsyncHotplug(
-            topology, "q35", timeouts, lambda: self.written.append(self.engine.topology), self.taps.natives()
-        )
+        self.engine = AsyncHotplug(topology, "q35", timeouts, self._write, self.taps.natives())
+
+    async def _write(self) -> None:
+        self.written.append(self.engine.topology)
 
     async def attach(self, device: Device) -> Any:
         return await self.engine.attach(self.client, device, self.guest.ask)
@@ -125,6 +129,10 @@ class Rig:
 
 async def died(error: HypervisorError) -> Exception:
     return VmmExitedError("QEMU is gone", status=-9)
+
+
+async def no_one() -> None:
+    """Nobody wants to know of a change."""
 
 
 @contextlib.asynccontextmanager
@@ -255,6 +263,8 @@ async def test_detach_when_plugged_in_again_then_the_guests_new_name_is_known() 
             await made.detach(DISK)
 
         assert [one.guest_name for one in made.engine.plugged] == ["vdc"]
+        # Once for its place, once for its name.
+        assert len(made.written) == 2
 
 
 async def test_detach_when_the_guest_does_not_see_it_come_back_then_told_and_another_detach_ends_it() -> None:
@@ -346,7 +356,7 @@ async def test_attach_when_undoing_fails_then_both_are_told_and_detach_goes_on_w
 async def test_attach_when_the_place_cannot_be_written_then_nothing_is_made() -> None:
     async with rig() as made:
 
-        def full() -> None:
+        async def full() -> None:
             raise HostError("no space left", errno=28)
 
         engine = AsyncHotplug(ONE_PORT, "q35", FAST, full, made.taps.natives())
@@ -392,6 +402,42 @@ async def test_attach_when_two_come_at_once_then_one_after_the_other() -> None:
         names = [command.get("execute") for command in made.qemu.commands[1:]]
         assert names == ["blockdev-add", "device_add", "getfd", "netdev_add", "device_add"]
         assert [plugged.pci_path for plugged in made.engine.plugged] == ["0f/00", "10/00"]
+
+
+@DEVICES
+async def test_engine_when_made_from_what_another_wrote_then_it_goes_on_with_the_same_map(
+    device: Device,
+) -> None:
+    two = Topology(bridges=(*ONE_PORT.bridges, Bridge(id="rp1", kind=BridgeKind.ROOT_PORT, address="10")))
+    async with rig(two) as made:
+        await made.attach(device)
+        document = msgspec.json.encode(
+            {"topology": made.written[-1], "devices": [attachment_of(one) for one in made.engine.plugged]}
+        )
+
+        topology = msgspec.convert(msgspec.json.decode(document)["topology"], Topology, str_keys=True)
+        (attachment,) = msgspec.convert(msgspec.json.decode(document)["devices"], tuple[Attachment, ...])
+        other = AsyncHotplug(topology, "q35", FAST, no_one, made.taps.natives(), [plugged_of(attachment)])
+
+        more = NicDevice(id="nic7", mac=NIC.mac)
+        assert (await other.attach(made.client, more, None)).pci_path == "10/00"
+        with failpoints.armed("qemu.device_del.after=1*error"), pytest.raises(HypervisorError):
+            await other.detach(made.client, device.id, made.guest.ask)
+        assert len(made.devices.devices) == 2
+        for one in (device, more):
+            await other.detach(made.client, one.id, None)
+        assert (made.devices.everything(), other.topology, other.plugged) == (set(), two, ())
+
+
+async def test_engine_when_a_device_of_the_document_has_no_place_then_it_is_not_plugged_in() -> None:
+    async with rig() as made:
+        left = PluggedDevice(device=DISK, pci_path="0f/00")
+
+        engine = AsyncHotplug(ONE_PORT, "q35", FAST, no_one, made.taps.natives(), [left])
+
+        assert engine.plugged == ()
+        with pytest.raises(NotFoundError):
+            await engine.detach(made.client, "disk0", None)
 
 
 async def test_detach_when_the_guest_takes_its_time_then_other_commands_go_on() -> None:

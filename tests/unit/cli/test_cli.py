@@ -10,6 +10,7 @@ import pytest
 
 from casemate.cli import COMMANDS, main
 from casemate.cli.kill import signal_number
+from casemate.cli.logs import since_seconds
 from casemate.cli.options import environment, memory_mib
 from casemate.cli.run import command_words
 from casemate.errors import InvalidConfigError
@@ -97,3 +98,32 @@ def test_main_when_use_is_wrong_then_status_and_reason(
     assert not (tmp_path / "state" / "sandboxes").exists() or not list(
         (tmp_path / "state" / "sandboxes").iterdir()
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("10s", 990.0), ("1.5m", 910.0), ("0.1h", 640.0), ("0d", 1000.0), ("1970-01-01T00:00:07Z", 7.0)],
+)
+def test_since_seconds_when_ago_or_a_time_then_seconds(text: str, seconds: float) -> None:
+    assert since_seconds(text, 1000.0) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize("text", ["", "5", "5w", "yesterday", "2026-11-25"])
+def test_since_seconds_when_neither_then_both_forms_are_named(text: str) -> None:
+    with pytest.raises(InvalidConfigError, match=r"5m.*2026-11-25T00:33:27Z"):
+        since_seconds(text, 0.0)
+
+
+@pytest.mark.parametrize("command", ["start", "stop", "attach", "logs"])
+def test_main_when_the_sandbox_is_unknown_then_the_names_there_are_are_told(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command, "nowhere"]) == (125 if command == "attach" else 1)
+    assert "no sandbox is named 'nowhere'; there is none" in capsys.readouterr().err
+
+
+def test_main_when_run_is_detached_and_interactive_then_the_way_is_told(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["run", "-di", "oci:/nowhere"]) == 125
+    assert "casemate attach -i" in capsys.readouterr().err

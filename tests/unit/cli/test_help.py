@@ -110,7 +110,7 @@ def test_parser_when_one_command_is_chosen_then_only_its_module_is_imported() ->
     ("words", "said"),
     [
         (["rnu"], "no command 'rnu'; did you mean run?"),
-        (["zzzzz"], "no command 'zzzzz'; one of run, exec,"),
+        (["zzzzz"], "no command 'zzzzz'; one of run, create,"),
         (["run", "--vcpu", "2", "x"], "casemate run: unknown option --vcpu; did you mean --vcpus?"),
         (["ps", "--qiet"], "did you mean --quiet?"),
         (["ps", "--jsn=1"], "unknown option --jsn; did you mean --json?"),

@@ -166,6 +166,20 @@ def test_collect_garbage_when_parts_are_old_then_those_that_nobody_works_on(
     assert [path.exists() for path in paths] == [False, True, True]
 
 
+def test_collect_garbage_when_an_old_one_is_damaged_then_it_goes_too(
+    settings: Settings, store: Store
+) -> None:
+    root = settings.cache_root / "images"
+    (root / OLD.replace(":", "-") / "record.json").write_bytes(b"{")
+    age(settings, OLD, 40 * DAY_S)
+    (root / USED.replace(":", "-") / "record.json").unlink()
+    os.utime(root / USED.replace(":", "-"), (time.time() - 40 * DAY_S,) * 2)
+    assert images.collect_garbage(settings) == images.CollectReport(
+        removed=(OLD, USED), freed_bytes=8, kept=1
+    )
+    assert store.digests() == [NEW] and store.names() == {"new:1": NEW}
+
+
 @pytest.mark.parametrize("age_s", [-1.0, float("nan")])
 def test_collect_garbage_when_the_age_is_wrong_then_error(settings: Settings, age_s: float) -> None:
     with pytest.raises(InvalidConfigError, match="0 or more seconds"):

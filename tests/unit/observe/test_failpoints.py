@@ -42,7 +42,7 @@ def steps_of_plans() -> Iterator[Step]:
 
 def test_registry_when_compared_with_the_source_then_each_point_is_passed_somewhere_and_no_other() -> None:
     passed: set[str] = set()
-    for tree in ("_async", "persist"):
+    for tree in ("_async", "images", "keeper", "persist"):
         for path in (PACKAGE / tree).rglob("*.py"):
             passed |= set(re.findall(r'failpoints\.hit[(,]\s*"([^"]+)"', path.read_text()))
     for path in ROOT.glob("rust/casemate-*/src/**/*.rs"):

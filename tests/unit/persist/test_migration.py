@@ -108,3 +108,10 @@ def test_decode_record_when_devices_are_attached_then_they_and_their_places_come
 
 def test_steps_then_they_lead_without_a_gap_to_the_current_version() -> None:
     assert sorted(STEPS) == list(range(VERSION - len(STEPS), VERSION))
+
+
+def test_decode_record_when_of_version_1_then_it_has_no_keeper() -> None:
+    document: dict[str, Any] = msgspec.to_builtins(record())
+    del document["keeper"]
+    decoded = decode_record(msgspec.json.encode(document | {"version": 1}), "one")
+    assert decoded == msgspec.structs.replace(record(), keeper=None)

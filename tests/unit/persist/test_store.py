@@ -108,7 +108,10 @@ def test_load_record_when_absent_then_known_names_are_told(settings: Settings) -
     directory.remove()
 
 
-@pytest.mark.parametrize("document", [b"", b"{", b"[]", b'{"version": 1}', b'{"version": 1, "id": 3}'])
+@pytest.mark.parametrize(
+    "document",
+    [b"", b"{", b"[]", b'{"version": 1}', b'{"version": 1, "id": 3}', b'{"version": 1, "id": "\xff"}'],
+)
 def test_load_record_when_damaged_then_the_file_is_named(settings: Settings, document: bytes) -> None:
     path = store.sandboxes_root(settings) / NAME
     path.mkdir(parents=True)
@@ -248,3 +251,52 @@ def test_take_when_the_lock_cant_be_opened_then_host_error_with_its_path(setting
     with pytest.raises(HostError) as caught:
         store.SandboxDirectory.take(settings, NAME)
     assert caught.value.target == str(path)
+
+
+GOLDEN = """{
+ "version": 3,
+ "id": "one",
+ "state": "running",
+ "created_unix_ns": 1,
+ "owner": {
+  "pid": 7,
+  "start_time_ticks": 8
+ },
+ "hypervisor": "qemu",
+ "machine": "q35",
+ "accel": "tcg",
+ "accel_reason": "asked for",
+ "vcpus": 1,
+ "memory_mib": 256,
+ "kernel": "/k",
+ "kernel_release": "6.1",
+ "initrd": null,
+ "keeper": {
+  "pid": 7,
+  "start_time_ticks": 8
+ },
+ "vmm": {
+  "pid": 9,
+  "start_time_ticks": 10
+ },
+ "agent_url": "",
+ "containers": [
+  {
+   "id": "c",
+   "image": "oci:x",
+   "image_digest": "sha256:0",
+"""
+
+
+def test_write_when_the_document_is_read_by_others_then_it_has_this_form(settings: Settings) -> None:
+    directory = store.SandboxDirectory.take(settings, NAME)
+    keeper = ProcessRecord(pid=7, start_time_ticks=8)
+    directory.write(
+        msgspec.structs.replace(
+            record(ProcessRecord(pid=9, start_time_ticks=10)), owner=keeper, keeper=keeper
+        )
+    )
+    text = (directory.path / "state.json").read_text()
+    directory.remove()
+    assert text.startswith(GOLDEN)
+    assert set(msgspec.json.decode(text)) == set(SandboxRecord.__struct_fields__)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from casemate import _core
+from casemate._compat import aio as compat
 from casemate.agent.transport import Transport
 from casemate.errors import VmmExitedError
 from casemate.hypervisor import (
@@ -22,6 +23,8 @@ from casemate.hypervisor.pci import Topology
 
 if TYPE_CHECKING:
     from casemate._async.transaction import Performer
+    from casemate.keeper.birth import NewKeeper
+    from casemate.keeper.vmm import KeptVmm
 
 __all__ = ["AsyncHypervisor"]
 
@@ -33,7 +36,7 @@ class AsyncHypervisor(Protocol):
         changed: Called when a place of :attr:`topology` is taken, before anything is made, or given back.
     """
 
-    changed: Callable[[], None]
+    changed: Callable[[], compat.Later[None]]
 
     @property
     def capabilities(self) -> Capabilities:
@@ -50,6 +53,12 @@ class AsyncHypervisor(Protocol):
     def plan(self, assets: GuestAssets, disks: Sequence[BlockDevice]) -> tuple[BlockAddress, ...]:
         """Decide on everything and check it; say where the guest finds each disk. Makes nothing, does not block."""
 
+    def launch_with(self, keeper: NewKeeper) -> None:
+        """Let ``keeper`` start the VMM, so that it outlives this process; comes before :meth:`prepare`. Raises: UnsupportedError."""
+
+    def hand_over(self) -> None:
+        """Forget the VMM: it is its keeper's now. Nothing is ended or removed."""
+
     async def prepare(self, directory: Path) -> Transport:
         """Make sockets in ``directory`` and whatever must be there before the VMM; say how the agent is reached."""
 
@@ -57,7 +66,7 @@ class AsyncHypervisor(Protocol):
         """Start the VMM. It runs when this returns; whether it accepts its plan shows later."""
 
     @property
-    def process(self) -> _core.ChildProcess:
+    def process(self) -> _core.ChildProcess | KeptVmm:
         """The VMM, to be watched by everyone who waits on the guest."""
 
     async def exit_error(self, wait_s: float = 1.0) -> VmmExitedError | None:
@@ -68,6 +77,9 @@ class AsyncHypervisor(Protocol):
 
     async def resume(self) -> None:
         """Let the vCPUs go on."""
+
+    async def check(self, timeout_s: float) -> None:
+        """Ask the VMM whether its guest runs. Raises: HypervisorError, DeadlineExceededError."""
 
     @property
     def topology(self) -> Topology:

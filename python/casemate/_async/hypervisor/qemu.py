@@ -47,17 +47,21 @@ if TYPE_CHECKING:
     from casemate._async.hypervisor.qemu_hotplug import AsyncHotplug
     from casemate._async.transaction import Performer
     from casemate.hypervisor.proof import BootProof
+    from casemate.keeper.birth import NewKeeper
+    from casemate.keeper.vmm import KeptVmm
 
-__all__ = ["AsyncQemu"]
+__all__ = ["QMP_SOCKET", "AsyncQemu"]
 
 _log = Log(__name__)
 
 QMP_SOCKET = "qmp.sock"
 VSOCK_SOCKET = "vsock.sock"
+_DEVICE_END = "vsock device"
 _VHOST_USER_CID = 3
 """Every VM with a back end of its own may have the same: no kernel tells them apart."""
 _KILL_S = 5.0
 _TAIL_S = 0.5
+_BROKEN = ("guest-panicked", "internal-error", "io-error")
 
 
 class AsyncQemu:
@@ -78,6 +82,7 @@ class AsyncQemu:
         "_directory",
         "_disks",
         "_hotplug",
+        "_keeper",
         "_kept",
         "_negotiated",
         "_plan",
@@ -121,12 +126,13 @@ class AsyncQemu:
         self._disks: tuple[BlockDevice, ...] = ()
         self._plan: planning.VmPlan | None = None
         self._directory: Path | None = None
-        self._process: _core.ChildProcess | None = None
+        self._keeper: NewKeeper | None = None
+        self._process: _core.ChildProcess | KeptVmm | None = None
         self._qmp: AsyncQmpClient | None = None
         self._qmp_lock = compat.Lock()
         self._negotiated = False
         self._hotplug: AsyncHotplug | None = None
-        self.changed: Callable[[], None] = _nothing
+        self.changed: Callable[[], compat.Later[None]] = _nothing
         self._stop_lock = compat.Lock()
         # What lives as long as the VM, and what is closed here once QEMU holds it.
         self._kept = contextlib.ExitStack()
@@ -195,7 +201,7 @@ class AsyncQemu:
         return self._plan
 
     @property
-    def process(self) -> _core.ChildProcess:
+    def process(self) -> _core.ChildProcess | KeptVmm:
         """QEMU's process. Raises: InvalidStateError before :meth:`start`."""
         if self._process is None:
             raise InvalidStateError("QEMU was not started", state="planned", wanted="running")
@@ -211,6 +217,10 @@ class AsyncQemu:
         self._assets = assets
         self._disks = tuple(disks)
         return self._make_plan().disks
+
+    def launch_with(self, keeper: NewKeeper) -> None:
+        """Let ``keeper`` start QEMU and serve its vsock device, so that both outlive this process. Comes before :meth:`prepare`."""
+        self._keeper = keeper
 
     async def prepare(self, directory: Path) -> Transport:
         """Make the sockets in ``directory``, the console, and the vsock device's other end; return how the agent is reached.
@@ -234,10 +244,13 @@ class AsyncQemu:
             with ours:
                 self._hand_over("vsock", theirs.detach())
                 failpoints.hit("qemu.vsock_backend")
-                backend = _core.VsockBackend(
-                    ours.detach(), str(directory / VSOCK_SOCKET), self._vsock.guest_cid
-                )
-            self._kept.callback(backend.close)
+                if self._keeper is not None:
+                    self._hand_over(_DEVICE_END, ours.detach())
+                else:
+                    backend = _core.VsockBackend(
+                        ours.detach(), str(directory / VSOCK_SOCKET), self._vsock.guest_cid
+                    )
+                    self._kept.callback(backend.close)
             return HybridTransport(directory / VSOCK_SOCKET)
         fd, cid = vsock.reserve_cid()
         self._hand_over("vsock", fd)
@@ -262,7 +275,11 @@ class AsyncQemu:
             with ours:
                 failpoints.hit("qemu.spawn")
                 fds = [(self._spawn_fds[name], number) for name, number in plan.fds.items()]
-                self._process = _core.spawn(render_command_line(plan), fds=fds, take_console_fd=ours.detach())
+                words = render_command_line(plan)
+                if self._keeper is not None:
+                    self._process = await self._spawn_kept(self._keeper, words, fds, ours)
+                else:
+                    self._process = _core.spawn(words, fds=fds, take_console_fd=ours.detach())
         finally:
             # QEMU must hold the only copy of its listener: else its end would not end the connection.
             self._close_spawn_fds()
@@ -273,12 +290,36 @@ class AsyncQemu:
         )
         return VmmProcess(pid=self._process.pid, start_time_ticks=self._process.start_time_ticks)
 
-    async def qmp(self) -> AsyncQmpClient:
-        """The QMP connection, negotiated. The first call waits until QEMU has come up.
+    async def _spawn_kept(
+        self, keeper: NewKeeper, words: Sequence[str], fds: Sequence[tuple[int, int]], console: socket.socket
+    ) -> KeptVmm:
+        assert self._directory is not None
+        device = self._spawn_fds.get(_DEVICE_END)
+        vsock = None if device is None else (device, self._directory / VSOCK_SOCKET, self._vsock.guest_cid)
+        # Not interrupted: a VMM that nobody knows of would be left.
+        spawning = compat.to_thread(
+            keeper.spawn,
+            words,
+            fds=fds,
+            console_fd=console.fileno(),
+            vsock=vsock,
+            timeout_s=self._timeouts.control_s,
+        )
+        return await compat.shielded(spawning)
+
+    def hand_over(self) -> None:
+        """Forget QEMU: it is its keeper's now. Nothing is ended or removed. Does not block."""
+        if self._qmp is not None:
+            self._qmp.close()
+            self._qmp = None
+        self._kept.pop_all()
+
+    async def qmp(self, timeout_s: float | None = None) -> AsyncQmpClient:
+        """The QMP connection, negotiated. The first call waits until QEMU has come up, at most ``timeout_s`` (None: as configured).
 
         Raises:
             VmmExitedError: QEMU ended, with its cause.
-            DeadlineExceededError: QEMU did not come up in ``timeouts.control_s``.
+            DeadlineExceededError: QEMU did not come up in that time.
             UnsupportedError: It is older than version 5.
         """
         client = self._qmp
@@ -286,7 +327,8 @@ class AsyncQemu:
             raise InvalidStateError("QEMU does not run", state="stopped", wanted="running")
         async with self._qmp_lock:
             if not self._negotiated:
-                await client.negotiate(timeout_s=self._timeouts.control_s)
+                limit_s = self._timeouts.control_s if timeout_s is None else timeout_s
+                await client.negotiate(timeout_s=limit_s)
                 self._negotiated = True
         return client
 
@@ -317,6 +359,22 @@ class AsyncQemu:
     async def resume(self) -> None:
         """Let the vCPUs go on. Raises and blocks as :meth:`pause`."""
         await (await self.qmp()).execute("cont", timeout_s=self._timeouts.control_s)
+
+    async def check(self, timeout_s: float) -> None:
+        """Ask QEMU whether its guest runs.
+
+        Raises:
+            HypervisorError: The guest can't run on.
+            DeadlineExceededError: QEMU does not answer in ``timeout_s``; VmmExitedError.
+        Blocks: until the answer.
+        """
+        status = (await (await self.qmp(timeout_s)).execute("query-status", timeout_s=timeout_s))["status"]
+        if status in _BROKEN:
+            raise HypervisorError(
+                f"QEMU says that the guest is in the state {status}",
+                op="qemu.check",
+                sandbox_id=self._sandbox_id,
+            )
 
     @property
     def topology(self) -> Topology:
@@ -400,7 +458,7 @@ class AsyncQemu:
                 raise
             first.add_note(f"and what was made for QEMU could not be closed: {error}")
 
-    async def _end_process(self, process: _core.ChildProcess) -> None:
+    async def _end_process(self, process: _core.ChildProcess | KeptVmm) -> None:
         deadline = time.monotonic() + self._timeouts.stop_s
         try:
             await self._quit(process, deadline)
@@ -415,13 +473,15 @@ class AsyncQemu:
             # Also after an interruption: QEMU does not outlive this.
             await self._kill(process)
 
-    async def _quit(self, process: _core.ChildProcess, deadline: float) -> None:
+    async def _quit(self, process: _core.ChildProcess | KeptVmm, deadline: float) -> None:
         failpoints.hit("qemu.quit")
-        client = await self.qmp()
+        if self._qmp_lock.locked():
+            raise HypervisorError("QEMU has not answered at all yet, and somebody waits for that already")
+        client = await self.qmp(max(deadline - time.monotonic(), 0.01))
         await client.execute("quit", timeout_s=max(deadline - time.monotonic(), 0.01))
         await compat.wait_readable([process.fileno()], deadline)
 
-    async def _kill(self, process: _core.ChildProcess) -> None:
+    async def _kill(self, process: _core.ChildProcess | KeptVmm) -> None:
         if process.exit_status() is None:
             process.send_signal(signal.SIGKILL)
             failpoints.hit("qemu.killed")
@@ -496,7 +556,7 @@ class AsyncQemu:
             os.close(fd)
 
 
-def _nothing() -> None:
+async def _nothing() -> None:
     """Nobody wants to know."""
 
 

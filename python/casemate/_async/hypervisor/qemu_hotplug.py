@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from msgspec import structs
@@ -42,8 +42,10 @@ class AsyncHotplug:
         topology: The bridges and what is behind them.
         machine: For the text of errors.
         timeouts: How patient to be.
-        changed: Called when a place was taken, before anything is made, and when one was given back.
+        changed: Called when a place was taken, before anything is made, when one was given back, and when a device that
+            could not be taken away has another name in the guest.
         natives: What is done on the host, by name; None: as it is done.
+        plugged: What was plugged in before, by whoever had the VM until now.
 
     Attributes:
         topology: As it is now.
@@ -56,15 +58,17 @@ class AsyncHotplug:
         topology: Topology,
         machine: str,
         timeouts: TimeoutConfig,
-        changed: Callable[[], None],
+        changed: Callable[[], compat.Later[None]],
         natives: Mapping[str, Callable[..., Any]] | None = None,
+        plugged: Iterable[PluggedDevice] = (),
     ) -> None:
         self.topology = topology
         self._machine = machine
         self._timeouts = timeouts
         self._changed = changed
         self._natives = _NATIVES if natives is None else natives
-        self._plugged: dict[str, PluggedDevice] = {}
+        places = topology.places()
+        self._plugged = {one.device.id: one for one in plugged if one.device.id in places}
         self._lock = compat.Lock()
 
     @property
@@ -87,14 +91,14 @@ class AsyncHotplug:
             transaction = AsyncTransaction(plan, self._performers(client, ask))
             plugged = PluggedDevice(device=device, pci_path=place.path)
             try:
-                self._changed()
+                await self._changed()
                 results = await transaction.run()
             except BaseException:
                 if transaction.state is PlanState.BROKEN:
                     # It keeps its place: what is there is not known. Detaching it goes on with it.
                     self._plugged[device.id] = plugged
                 else:
-                    self._give_back(device.id)
+                    await self._give_back(device.id)
                 raise
             tap, answer = results.get("tap.create"), results.get("guest.there")
             plugged = PluggedDevice(
@@ -126,12 +130,13 @@ class AsyncHotplug:
             except BaseException:
                 # Plugged in again, the guest may call it something else.
                 answer = transaction.results.get("qemu.device_del.undo")
-                if isinstance(answer, AwaitDeviceResponse):
+                if isinstance(answer, AwaitDeviceResponse) and answer.name != plugged.guest_name:
                     self._plugged[device_id] = structs.replace(plugged, guest_name=answer.name)
+                    await self._tell_after_failure(device_id)
                 raise
             del self._plugged[device_id]
             self.topology = self.topology.release(device_id)
-            self._changed()
+            await self._changed()
 
     def _performers(self, client: AsyncQmpClient, ask: Performer | None) -> Mapping[type[Action], Performer]:
         async def command(call: QmpCall, results: Mapping[str, Any], limit_s: float) -> Any:
@@ -161,15 +166,16 @@ class AsyncHotplug:
         self.topology, place = self.topology.allocate(device.id)
         return place
 
-    def _give_back(self, device_id: str) -> None:
+    async def _give_back(self, device_id: str) -> None:
         self.topology = self.topology.release(device_id)
+        await self._tell_after_failure(device_id)
+
+    async def _tell_after_failure(self, device_id: str) -> None:
         try:
-            self._changed()
+            await self._changed()
         except HostError as error:
             # What failed first is what the caller is told; the next change writes this one too.
-            _log.warning(
-                "state not written", extra={"op": "hotplug.attach", "target": device_id}, exc_info=error
-            )
+            _log.warning("state not written", extra={"op": "hotplug", "target": device_id}, exc_info=error)
 
 
 class _Tap:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -34,6 +35,8 @@ from casemate.hypervisor.pci import Bridge, BridgeKind, PciAddress, Topology
 
 if TYPE_CHECKING:
     from casemate._sync.transaction import Performer
+    from casemate.keeper.birth import NewKeeper
+    from casemate.keeper.vmm import KeptVmm
 
 __all__ = ["MockHypervisor"]
 
@@ -53,6 +56,7 @@ class MockHypervisor:
         "_assets",
         "_config",
         "_directory",
+        "_keeper",
         "_plugged",
         "_process",
         "_sandbox_id",
@@ -71,10 +75,11 @@ class MockHypervisor:
         self._sandbox_id = sandbox_id
         self._assets: GuestAssets | None = None
         self._directory: Path | None = None
-        self._process: _core.ChildProcess | None = None
+        self._keeper: NewKeeper | None = None
+        self._process: _core.ChildProcess | KeptVmm | None = None
         self._plugged: dict[str, PluggedDevice] = {}
         self.topology = Topology(bridges=tuple(map(_port, range(config.root_ports))))
-        self.changed: Callable[[], None] = _nothing
+        self.changed: Callable[[], compat.Later[None]] = _nothing
         self._stop_lock = compat.Lock()
 
     @property
@@ -91,7 +96,7 @@ class MockHypervisor:
         )
 
     @property
-    def process(self) -> _core.ChildProcess:
+    def process(self) -> _core.ChildProcess | KeptVmm:
         """The fake VMM. Raises: InvalidStateError before :meth:`start`."""
         if self._process is None:
             raise InvalidStateError("the VMM was not started", state="planned", wanted="running")
@@ -105,6 +110,15 @@ class MockHypervisor:
             BlockAddress(id=disk.id, pci_path=f"{slot:02x}", serial=disk.serial)
             for slot, disk in enumerate(disks, 3)
         )
+
+    def launch_with(self, keeper: NewKeeper) -> None:
+        """Let ``keeper`` start the fake, which serves its vsock socket itself."""
+        self._note("launch_with")
+        self._keeper = keeper
+
+    def hand_over(self) -> None:
+        """Forget the process."""
+        self._note("hand_over")
 
     def prepare(self, directory: Path) -> Transport:
         """Choose the socket in ``directory``. Raises: InvalidStateError without a plan, or twice."""
@@ -121,7 +135,20 @@ class MockHypervisor:
             raise InvalidStateError("start comes once, after prepare", state="new", wanted="prepared")
         socket_path = str(self._directory / VSOCK_SOCKET)
         words = ("-hybrid", socket_path, "-append", " ".join(self._assets.parameters))
-        self._process = _core.spawn([*fake.command(), *words, *self._config.qemu_arguments])
+        command = [*fake.command(), *words, *self._config.qemu_arguments]
+        if self._keeper is None:
+            self._process = _core.spawn(command)
+        else:
+            ours, theirs = socket.socketpair()
+            with ours, theirs:
+                self._process = compat.to_thread(
+                    self._keeper.spawn,
+                    command,
+                    fds=(),
+                    console_fd=ours.fileno(),
+                    vsock=None,
+                    timeout_s=_END_S,
+                )
         return VmmProcess(pid=self._process.pid, start_time_ticks=self._process.start_time_ticks)
 
     def exit_error(self, wait_s: float = 1.0) -> VmmExitedError | None:
@@ -149,6 +176,11 @@ class MockHypervisor:
         """Let it go on. Does not block."""
         self._note("resume")
         self._signal(signal.SIGCONT)
+
+    def check(self, timeout_s: float) -> None:
+        """Whether it has not ended. Raises: VmmExitedError. Does not block."""
+        if self.process.exit_status() is not None:
+            raise VmmExitedError("the fake VMM has ended", status=self.process.exit_status())
 
     @property
     def plugged(self) -> tuple[PluggedDevice, ...]:

@@ -48,17 +48,21 @@ if TYPE_CHECKING:
     from casemate._sync.hypervisor.qemu_hotplug import Hotplug
     from casemate._sync.transaction import Performer
     from casemate.hypervisor.proof import BootProof
+    from casemate.keeper.birth import NewKeeper
+    from casemate.keeper.vmm import KeptVmm
 
-__all__ = ["Qemu"]
+__all__ = ["QMP_SOCKET", "Qemu"]
 
 _log = Log(__name__)
 
 QMP_SOCKET = "qmp.sock"
 VSOCK_SOCKET = "vsock.sock"
+_DEVICE_END = "vsock device"
 _VHOST_USER_CID = 3
 """Every VM with a back end of its own may have the same: no kernel tells them apart."""
 _KILL_S = 5.0
 _TAIL_S = 0.5
+_BROKEN = ("guest-panicked", "internal-error", "io-error")
 
 
 class Qemu:
@@ -79,6 +83,7 @@ class Qemu:
         "_directory",
         "_disks",
         "_hotplug",
+        "_keeper",
         "_kept",
         "_negotiated",
         "_plan",
@@ -122,12 +127,13 @@ class Qemu:
         self._disks: tuple[BlockDevice, ...] = ()
         self._plan: planning.VmPlan | None = None
         self._directory: Path | None = None
-        self._process: _core.ChildProcess | None = None
+        self._keeper: NewKeeper | None = None
+        self._process: _core.ChildProcess | KeptVmm | None = None
         self._qmp: QmpClient | None = None
         self._qmp_lock = compat.Lock()
         self._negotiated = False
         self._hotplug: Hotplug | None = None
-        self.changed: Callable[[], None] = _nothing
+        self.changed: Callable[[], compat.Later[None]] = _nothing
         self._stop_lock = compat.Lock()
         # What lives as long as the VM, and what is closed here once QEMU holds it.
         self._kept = contextlib.ExitStack()
@@ -196,7 +202,7 @@ class Qemu:
         return self._plan
 
     @property
-    def process(self) -> _core.ChildProcess:
+    def process(self) -> _core.ChildProcess | KeptVmm:
         """QEMU's process. Raises: InvalidStateError before :meth:`start`."""
         if self._process is None:
             raise InvalidStateError("QEMU was not started", state="planned", wanted="running")
@@ -212,6 +218,10 @@ class Qemu:
         self._assets = assets
         self._disks = tuple(disks)
         return self._make_plan().disks
+
+    def launch_with(self, keeper: NewKeeper) -> None:
+        """Let ``keeper`` start QEMU and serve its vsock device, so that both outlive this process. Comes before :meth:`prepare`."""
+        self._keeper = keeper
 
     def prepare(self, directory: Path) -> Transport:
         """Make the sockets in ``directory``, the console, and the vsock device's other end; return how the agent is reached.
@@ -235,10 +245,13 @@ class Qemu:
             with ours:
                 self._hand_over("vsock", theirs.detach())
                 failpoints.hit("qemu.vsock_backend")
-                backend = _core.VsockBackend(
-                    ours.detach(), str(directory / VSOCK_SOCKET), self._vsock.guest_cid
-                )
-            self._kept.callback(backend.close)
+                if self._keeper is not None:
+                    self._hand_over(_DEVICE_END, ours.detach())
+                else:
+                    backend = _core.VsockBackend(
+                        ours.detach(), str(directory / VSOCK_SOCKET), self._vsock.guest_cid
+                    )
+                    self._kept.callback(backend.close)
             return HybridTransport(directory / VSOCK_SOCKET)
         fd, cid = vsock.reserve_cid()
         self._hand_over("vsock", fd)
@@ -263,7 +276,11 @@ class Qemu:
             with ours:
                 failpoints.hit("qemu.spawn")
                 fds = [(self._spawn_fds[name], number) for name, number in plan.fds.items()]
-                self._process = _core.spawn(render_command_line(plan), fds=fds, take_console_fd=ours.detach())
+                words = render_command_line(plan)
+                if self._keeper is not None:
+                    self._process = self._spawn_kept(self._keeper, words, fds, ours)
+                else:
+                    self._process = _core.spawn(words, fds=fds, take_console_fd=ours.detach())
         finally:
             # QEMU must hold the only copy of its listener: else its end would not end the connection.
             self._close_spawn_fds()
@@ -274,12 +291,36 @@ class Qemu:
         )
         return VmmProcess(pid=self._process.pid, start_time_ticks=self._process.start_time_ticks)
 
-    def qmp(self) -> QmpClient:
-        """The QMP connection, negotiated. The first call waits until QEMU has come up.
+    def _spawn_kept(
+        self, keeper: NewKeeper, words: Sequence[str], fds: Sequence[tuple[int, int]], console: socket.socket
+    ) -> KeptVmm:
+        assert self._directory is not None
+        device = self._spawn_fds.get(_DEVICE_END)
+        vsock = None if device is None else (device, self._directory / VSOCK_SOCKET, self._vsock.guest_cid)
+        # Not interrupted: a VMM that nobody knows of would be left.
+        spawning = compat.to_thread(
+            keeper.spawn,
+            words,
+            fds=fds,
+            console_fd=console.fileno(),
+            vsock=vsock,
+            timeout_s=self._timeouts.control_s,
+        )
+        return compat.shielded(spawning)
+
+    def hand_over(self) -> None:
+        """Forget QEMU: it is its keeper's now. Nothing is ended or removed. Does not block."""
+        if self._qmp is not None:
+            self._qmp.close()
+            self._qmp = None
+        self._kept.pop_all()
+
+    def qmp(self, timeout_s: float | None = None) -> QmpClient:
+        """The QMP connection, negotiated. The first call waits until QEMU has come up, at most ``timeout_s`` (None: as configured).
 
         Raises:
             VmmExitedError: QEMU ended, with its cause.
-            DeadlineExceededError: QEMU did not come up in ``timeouts.control_s``.
+            DeadlineExceededError: QEMU did not come up in that time.
             UnsupportedError: It is older than version 5.
         """
         client = self._qmp
@@ -287,7 +328,8 @@ class Qemu:
             raise InvalidStateError("QEMU does not run", state="stopped", wanted="running")
         with self._qmp_lock:
             if not self._negotiated:
-                client.negotiate(timeout_s=self._timeouts.control_s)
+                limit_s = self._timeouts.control_s if timeout_s is None else timeout_s
+                client.negotiate(timeout_s=limit_s)
                 self._negotiated = True
         return client
 
@@ -318,6 +360,22 @@ class Qemu:
     def resume(self) -> None:
         """Let the vCPUs go on. Raises and blocks as :meth:`pause`."""
         (self.qmp()).execute("cont", timeout_s=self._timeouts.control_s)
+
+    def check(self, timeout_s: float) -> None:
+        """Ask QEMU whether its guest runs.
+
+        Raises:
+            HypervisorError: The guest can't run on.
+            DeadlineExceededError: QEMU does not answer in ``timeout_s``; VmmExitedError.
+        Blocks: until the answer.
+        """
+        status = ((self.qmp(timeout_s)).execute("query-status", timeout_s=timeout_s))["status"]
+        if status in _BROKEN:
+            raise HypervisorError(
+                f"QEMU says that the guest is in the state {status}",
+                op="qemu.check",
+                sandbox_id=self._sandbox_id,
+            )
 
     @property
     def topology(self) -> Topology:
@@ -401,7 +459,7 @@ class Qemu:
                 raise
             first.add_note(f"and what was made for QEMU could not be closed: {error}")
 
-    def _end_process(self, process: _core.ChildProcess) -> None:
+    def _end_process(self, process: _core.ChildProcess | KeptVmm) -> None:
         deadline = time.monotonic() + self._timeouts.stop_s
         try:
             self._quit(process, deadline)
@@ -416,13 +474,15 @@ class Qemu:
             # Also after an interruption: QEMU does not outlive this.
             self._kill(process)
 
-    def _quit(self, process: _core.ChildProcess, deadline: float) -> None:
+    def _quit(self, process: _core.ChildProcess | KeptVmm, deadline: float) -> None:
         failpoints.hit("qemu.quit")
-        client = self.qmp()
+        if self._qmp_lock.locked():
+            raise HypervisorError("QEMU has not answered at all yet, and somebody waits for that already")
+        client = self.qmp(max(deadline - time.monotonic(), 0.01))
         client.execute("quit", timeout_s=max(deadline - time.monotonic(), 0.01))
         compat.wait_readable([process.fileno()], deadline)
 
-    def _kill(self, process: _core.ChildProcess) -> None:
+    def _kill(self, process: _core.ChildProcess | KeptVmm) -> None:
         if process.exit_status() is None:
             process.send_signal(signal.SIGKILL)
             failpoints.hit("qemu.killed")

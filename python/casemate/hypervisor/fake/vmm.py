@@ -45,9 +45,10 @@ _OPTIONS = (
         "-m",
         "-object",
         "-blockdev",
-        "-device",
     ),
     *(
+        "-netdev",
+        "-device",
         "-rtc",
         "-global",
         "-vga",
@@ -56,10 +57,8 @@ _OPTIONS = (
         "-initrd",
         "-append",
         "-sandbox",
-        "-smp",
-        "-fake",
-        "-hybrid",
     ),
+    *("-smp", "-fake", "-hybrid"),
 )
 _PANIC = b"[    1.0] Kernel panic - not syncing: sysrq triggered crash\r\n"
 

@@ -192,7 +192,7 @@ class QmpProtocol:
     def _read(self, line: bytes) -> Message:
         try:
             document = self._decoder.decode(line)
-        except (msgspec.DecodeError, RecursionError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             self._break(f"QEMU sent what is no QMP: {line[:_QUOTED]!r}", error)
         if document.event is not None:
             return Event(name=document.event, data=document.data, time_us=_time_us(document.timestamp))

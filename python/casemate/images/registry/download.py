@@ -16,6 +16,7 @@ from casemate.images import documents
 from casemate.images.disk import locked, typed_errors, write_all
 from casemate.images.documents import Descriptor
 from casemate.images.registry.client import RegistryClient
+from casemate.observe import failpoints
 
 __all__ = ["Parts", "download_blob"]
 
@@ -66,6 +67,7 @@ def download_blob(
         os.fdopen(fd, "r+b", buffering=0, closefd=False) as file,
     ):
         try:
+            failpoints.hit("image.download")
             _Download(client, blob, part, file, report, reference, timeout_factor).run()
             with typed_errors(part):
                 os.link(part, target)

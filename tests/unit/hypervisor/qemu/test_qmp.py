@@ -224,6 +224,55 @@ def test_feed_when_bytes_are_anything_then_only_our_errors_are_raised(pieces: li
     assert protocol.open_count == 0
 
 
+def transcript() -> bytes:
+    """A conversation as QEMU has it: greeting, negotiation, answers with nested values, a refusal, events."""
+    answers = [
+        {"return": {}, "id": 1},
+        {"return": [{"bus": 0, "devices": [{"slot": 15, "qdev_id": "rp0"}]}], "id": 2},
+        {"error": {"class": "DeviceNotFound", "desc": "Device 'x' not found"}, "id": 3},
+    ]
+    return GREETING + SHUTDOWN + b"".join(json.dumps(one).encode() + b"\r\n" for one in answers) + SHUTDOWN
+
+
+changes = st.lists(
+    st.tuples(
+        st.integers(0, len(transcript()) - 1),
+        st.integers(0, 20),
+        st.one_of(
+            st.binary(max_size=20), st.sampled_from([b"[" * 3000, b'{"a":' * 3000, b"9" * 400, b"\n", b'"'])
+        ),
+    ),
+    min_size=1,
+    max_size=4,
+)
+
+
+@given(changes, st.integers(1, 500))
+def test_feed_when_a_conversation_is_damaged_then_only_our_errors_and_a_bounded_buffer(
+    edits: list[tuple[int, int, bytes]], size: int
+) -> None:
+    text = transcript()
+    for start, removed, put in edits:
+        text = text[:start] + put + text[start + removed :]
+    protocol = QmpProtocol(max_line_bytes=1024)
+
+    with contextlib.suppress(CasemateError):
+        for start in range(0, len(text), size):
+            protocol.feed(text[start : start + size])
+            assert len(protocol._buffer) <= 1024
+            for _ in range(3 - protocol.open_count if protocol.greeting else 0):
+                protocol.encode("query-pci")
+
+
+def test_feed_when_an_answer_is_nested_too_deeply_then_the_conversation_ends() -> None:
+    protocol = ready()
+    number, _ = protocol.encode("query-pci")
+    nested = b"[" * 100_000 + b"]" * 100_000
+
+    with pytest.raises(HypervisorError, match="no QMP"):
+        protocol.feed(b'{"id": %d, "return": %s}\n' % (number, nested))
+
+
 def test_matches_when_data_has_more_then_is_a_match_and_with_less_is_none() -> None:
     assert matches({"device": "a", "path": "/p"}, {"device": "a"})
     assert not matches({"path": "/p"}, {"device": "a"})

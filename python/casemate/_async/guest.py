@@ -1,0 +1,84 @@
+"""What is sent into a guest to make a container there, and what that needs of the host."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from casemate._async.agent import AsyncPipeline
+from casemate._async.container import AsyncContainer, Changed, Detach
+from casemate.agent.spec import build_spec, build_storages
+from casemate.config.container import ContainerConfig
+from casemate.hypervisor import BlockAddress, BlockDevice
+from casemate.persist.record import ContainerRecord
+from casemate.types import ContainerId, Progress, State
+
+if TYPE_CHECKING:
+    from casemate.images import Image
+
+__all__ = ["begin_container", "image_disk", "steps"]
+
+
+async def begin_container(
+    pipeline: AsyncPipeline,
+    container_id: ContainerId,
+    config: ContainerConfig,
+    image: Image,
+    address: BlockAddress,
+    *,
+    hostname: str,
+    changed: Changed,
+    detach: Detach | None,
+    kept: bool,
+) -> AsyncContainer:
+    """Send the request that makes a container; :meth:`AsyncContainer.settle` takes the answer.
+
+    Args:
+        address: Where the guest finds its root file system.
+        hostname: Of the container, unless its configuration names one.
+        changed: Called when its state has changed.
+        detach: Lets go of its disk when it is removed.
+        kept: A keeper reads its output.
+    """
+    from casemate.agent.process import container_process
+
+    process = container_process(image, config)
+    record = ContainerRecord(
+        id=container_id,
+        image=image.name,
+        image_digest=image.digest,
+        process=process,
+        state=State.READY,
+        created_unix_ns=time.time_ns(),
+    )
+    container = AsyncContainer(pipeline.agent, record, image=image, changed=changed, kept=kept)
+    spec = build_spec(
+        container_id,
+        process,
+        hostname=config.hostname or hostname,
+        readonly_rootfs=config.readonly_rootfs,
+        annotations=config.annotations,
+    )
+    driver, source = (
+        ("blk", address.pci_path) if address.pci_path else ("mmioblk", f"serial={address.serial}")
+    )
+    storages = build_storages(container_id, driver=driver, source=source, fstype=image.fstype)
+    await container.begin_create(pipeline, spec, storages, detach)
+    return container
+
+
+def steps(progress: Callable[[Progress], None] | None) -> Callable[[str, int, int], None] | None:
+    """``progress`` as the making of guest assets calls it."""
+    if progress is None:
+        return None
+
+    def step(phase: str, done_bytes: int, total_bytes: int) -> None:
+        progress(Progress(phase=phase, done_bytes=done_bytes, total_bytes=total_bytes))
+
+    return step
+
+
+def image_disk(name: str, image: Image) -> BlockDevice:
+    """An image's root file system as a disk named ``name``, shared and read-only."""
+    return BlockDevice(id=name, path=str(image.rootfs), read_only=True, serial=name)
