@@ -239,7 +239,7 @@ class AsyncMonitor:
             self._tell_line(line)
 
     def _tell_line(self, line: str) -> None:
-        _log.debug(f"console: {line}", extra={"sandbox": self._sandbox_id, "op": "sandbox.console"})
+        _log.debug("console", extra={"sandbox": self._sandbox_id, "op": "sandbox.console", "line": line})
         _, found, reason = line.partition(_PANIC)
         if found and not self._panicked:
             self._panicked = True
@@ -257,7 +257,7 @@ class AsyncMonitor:
             try:
                 callback(event)
             except Exception as failure:
-                _log.error("a callback for events failed", extra={"op": "sandbox.event"}, exc_info=failure)
+                _log.warning("a callback for events failed", extra={"op": "sandbox.event"}, exc_info=failure)
 
     def _leave(self, reader: AsyncEvents) -> None:
         with self._lock:

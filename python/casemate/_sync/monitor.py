@@ -240,7 +240,7 @@ class Monitor:
             self._tell_line(line)
 
     def _tell_line(self, line: str) -> None:
-        _log.debug(f"console: {line}", extra={"sandbox": self._sandbox_id, "op": "sandbox.console"})
+        _log.debug("console", extra={"sandbox": self._sandbox_id, "op": "sandbox.console", "line": line})
         _, found, reason = line.partition(_PANIC)
         if found and not self._panicked:
             self._panicked = True
@@ -258,7 +258,7 @@ class Monitor:
             try:
                 callback(event)
             except Exception as failure:
-                _log.error("a callback for events failed", extra={"op": "sandbox.event"}, exc_info=failure)
+                _log.warning("a callback for events failed", extra={"op": "sandbox.event"}, exc_info=failure)
 
     def _leave(self, reader: Events) -> None:
         with self._lock:
