@@ -99,6 +99,26 @@ def rust_tests() -> list[str]:
 
 
 @nox.session
+def fuzz(session: nox.Session) -> None:
+    """Every fuzz target over its seeds and mutations of them; libFuzzer is not needed."""
+    python(session, *fuzz_tests(), *session.posargs)
+
+
+def fuzz_tests() -> list[str]:
+    """The command that runs the fuzz targets as tests and counts them."""
+    command = [
+        "cargo",
+        "test",
+        "--locked",
+        "--release",
+        "--manifest-path",
+        "fuzz/Cargo.toml",
+        "--no-fail-fast",
+    ]
+    return ["scripts/test_report.py", "run", str(REPORT / "fuzz.json"), *command]
+
+
+@nox.session
 def unit(session: nox.Session) -> None:
     """Tests without a VMM."""
     pytest(session, "unit", *existing("tests/unit", "tests/contract"), *session.posargs)
@@ -127,6 +147,7 @@ def test(session: nox.Session) -> None:
     # A failed test does not keep the others from being run and counted; the last command judges.
     go_on = [0, 1]
     session.run(PYTHON, *rust_tests(), success_codes=go_on, external=True)
+    session.run(PYTHON, *fuzz_tests(), success_codes=go_on, external=True)
     for name, levels in (("unit", ("unit", "contract")), ("host", ("integration", "e2e", "lab"))):
         directories = existing(*(f"tests/{level}" for level in levels))
         session.run(

@@ -41,6 +41,14 @@ def test_run_when_two_vcpus_are_asked_for_then_the_guest_has_two(busybox: str, s
     assert 300_000 < int(memory.split()[1]) < 384 * 1024
 
 
+def test_run_when_the_hostname_is_longer_than_a_guest_can_have_then_cut_to_64(
+    busybox: str, settings: Settings
+) -> None:
+    hostname = "a" * 40 + "." + "b" * 39
+    result = casemate.run(busybox, ["hostname"], config=SandboxConfig(hostname=hostname), settings=settings)
+    assert result.stdout == f"{hostname[:64]}\n"
+
+
 def test_run_when_the_initrd_is_a_users_own_then_its_agent_is_dialled(
     busybox: str, settings: Settings
 ) -> None:

@@ -7,6 +7,7 @@ import contextlib
 import contextvars
 import os
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
@@ -101,13 +102,14 @@ class _Answer:
     call in which the loop's reader found the answer.
     """
 
-    __slots__ = ("_asyncio_future_blocking", "_callbacks", "_connection", "_slot", "outcome")
+    __slots__ = ("_asyncio_future_blocking", "_callbacks", "_connection", "_slot", "outcome", "timer")
 
-    def __init__(self, connection: AgentConnection, slot: int) -> None:
+    def __init__(self, connection: AgentConnection, slot: int, timer: asyncio.TimerHandle | None) -> None:
         self._asyncio_future_blocking = False
         self._callbacks: tuple[tuple[Callable[[Any], object], contextvars.Context | None], ...] = ()
         self._connection = connection
         self._slot = slot
+        self.timer = timer
         self.outcome: bytes | BaseException | None = None
 
     def __await__(self) -> Generator[Any, None, bytes]:
@@ -200,7 +202,7 @@ class AgentConnection:
         self._loop = asyncio.get_running_loop()
         self._native = _core.Connection(take_fd, watch=watch)
         self._fd = self._native.fileno()
-        self._answers: dict[int, tuple[_Answer, asyncio.TimerHandle | None]] = {}
+        self._answers: dict[int, _Answer] = {}
         self._watch_fd = -1
         self._writing = False
         self._loop.add_reader(self._fd, self._readable)
@@ -284,21 +286,19 @@ class AgentConnection:
         return Reply(slot, self._place(slot, timeout_s))
 
     def _place(self, slot: int, timeout_s: float | None) -> _Answer:
-        answer = _Answer(self, slot)
         timer = None if timeout_s is None else self._loop.call_later(timeout_s + 0.001, self._readable)
-        self._answers[slot] = (answer, timer)
+        answer = self._answers[slot] = _Answer(self, slot, timer)
         if not self._writing and self._native.wants_write:
             self._loop.add_writer(self._fd, self._writable)
             self._writing = True
         return answer
 
     def _forget(self, slot: int) -> None:
-        entry = self._answers.pop(slot, None)
-        if entry is not None:
+        answer = self._answers.pop(slot, None)
+        if answer is not None:
             self._native.cancel(slot)
-            _, timer = entry
-            if timer is not None:
-                timer.cancel()
+            if answer.timer is not None:
+                answer.timer.cancel()
 
     def _writable(self) -> None:
         self._native.on_writable()
@@ -309,19 +309,26 @@ class AgentConnection:
     def _readable(self) -> None:
         finished = self._native.on_readable()
         # A broken connection ends its open requests, the last of them last; without any nothing is finished.
-        if (not finished or isinstance(finished[-1][1], BaseException)) and self._native.closed:
+        if (not finished or type(finished[-1][1]) is not bytes) and self._native.closed:
             self._stop_watching()
             if self._fd >= 0:
                 self._loop.remove_reader(self._fd)
-        settled = [self._settle(slot, outcome) for slot, outcome in finished]
-        answers = [answer for answer in settled if answer is not None]
+        if len(finished) == 1:
+            answer = self._settle(*finished[0])
+            if answer is not None:
+                answer.wake()
+            return
+        answers = deque(self._settle(slot, outcome) for slot, outcome in finished)
         try:
             while answers:
-                answers.pop(0).wake()
+                answer = answers.popleft()
+                if answer is not None:
+                    answer.wake()
         finally:
             # What a task raised that ends the loop must not keep the others from being told.
             for answer in answers:
-                answer.wake_soon()
+                if answer is not None:
+                    answer.wake_soon()
 
     def _watched_ended(self) -> None:
         self._end("the virtual machine ended")
@@ -343,12 +350,11 @@ class AgentConnection:
 
     def _settle(self, slot: int, outcome: bytes | BaseException) -> _Answer | None:
         """Give the answer its outcome; None when nobody wants it any more."""
-        entry = self._answers.pop(slot, None)
-        if entry is None:
+        answer = self._answers.pop(slot, None)
+        if answer is None:
             return None
-        answer, timer = entry
-        if timer is not None:
-            timer.cancel()
+        if answer.timer is not None:
+            answer.timer.cancel()
         answer.outcome = outcome
         return answer
 

@@ -18,7 +18,8 @@ BUILD_LIMIT_S = 1800.0
 def build_rust(cache: Path, absent: dict[str, str]) -> Path | None:
     """The Rust peers' program, or None with the reason in ``absent``. Blocks: for a build, minutes the first time."""
     names = ("raw", "rust")
-    target = Path(os.environ.get("CARGO_TARGET_DIR") or cache / "peers")
+    # A directory of its own: another build of the tree would make this one wait.
+    target = Path(os.environ.get("CARGO_TARGET_DIR") or cache) / "peers"
     command = ["cargo", "build", "--quiet", "--release", "--locked", "--target-dir", str(target)]
     if not _built(command, SOURCES / "rust", names, absent):
         return None

@@ -41,6 +41,14 @@ class Log:
 
         logging.getLogger(self.name).warning(event, extra=extra, exc_info=exc_info, stacklevel=2)
 
+    def error(
+        self, event: str, *, extra: Mapping[str, Any] | None = None, exc_info: BaseException | None = None
+    ) -> None:
+        """Casemate gave something up."""
+        import logging
+
+        logging.getLogger(self.name).error(event, extra=extra, exc_info=exc_info, stacklevel=2)
+
     def _write(
         self, level: str, event: str, extra: Mapping[str, Any] | None, exc_info: BaseException | None
     ) -> None:

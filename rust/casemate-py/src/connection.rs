@@ -90,12 +90,20 @@ impl Connection {
         self.send(service, payload, || Piece::new(payload.to_vec()), timeout, kind)
     }
 
-    fn wait_or_forget<'py>(&self, py: Python<'py>, slot: u32) -> Result<Bound<'py, PyBytes>, Error> {
-        let (client, stream) = (self.checked()?, StreamId(slot));
-        match in_slices(py, None, |limit| client.wait_until(stream, limit)) {
-            Ok(answer) => self.finish(py, stream, answer),
+    /// Sends a request and waits; nobody else knows its slot. An interrupted wait forgets it.
+    fn call_and_wait<'py>(
+        &self,
+        py: Python<'py>,
+        call: &Call<'_>,
+        own: impl FnOnce() -> Piece,
+        kind: &Kind,
+    ) -> Result<Bound<'py, PyBytes>, Error> {
+        let client = self.checked()?;
+        let slot = client.submit_kept(call, own).map_err(|error| Error::from_call(call.method, error))?;
+        match in_slices(py, None, |limit| client.wait_until(slot, limit)) {
+            Ok(answer) => self.value_of(py, slot, kind, answer),
             Err(interrupted) => {
-                self.cancel(slot)?;
+                client.cancel(slot);
                 Err(interrupted)
             }
         }
@@ -111,10 +119,21 @@ impl Connection {
         let Some(kind) = self.lock_kinds().remove(&slot) else {
             return Err(Error::from_call("wait", TtrpcError::UnknownSlot { slot }));
         };
+        self.value_of(py, slot, &kind, answer)
+    }
+
+    /// The Python value of an answer of this kind.
+    fn value_of<'py>(
+        &self,
+        py: Python<'py>,
+        slot: StreamId,
+        kind: &Kind,
+        answer: Answer,
+    ) -> Result<Bound<'py, PyBytes>, Error> {
         let method = kind.method();
         let payload = answer.map_err(|error| Error::from_call(method, error))?;
         let malformed = |_| Error::from_call(method, TtrpcError::Malformed { stream: slot });
-        let result = match &kind {
+        let result = match kind {
             Kind::Raw { .. } => Ok(PyBytes::new(py, &payload)),
             Kind::Json { service, method } => casemate_proto::wire_to_json(service, method, &payload)
                 .map(|json| PyBytes::new(py, &json))
@@ -134,6 +153,19 @@ impl Connection {
 /// The RPC's names with the life of the program.
 fn find_rpc(service: &str, method: &str) -> Option<(&'static str, &'static str)> {
     RPCS.iter().copied().find(|rpc| *rpc == (service, method))
+}
+
+/// The RPC's names with the life of the program, and the message of a JSON document.
+fn encode(
+    service: &str,
+    method: &str,
+    document: &[u8],
+) -> Result<(&'static str, &'static str, Vec<u8>), Error> {
+    let payload = casemate_proto::json_to_wire(service, method, document)
+        .map_err(|error| Error::from_proto(method, &error))?;
+    let (service, method) = find_rpc(service, method)
+        .ok_or_else(|| Error::invalid(format!("no RPC {service}/{method}"), "method"))?;
+    Ok((service, method, payload))
 }
 
 #[pymethods]
@@ -163,10 +195,7 @@ impl Connection {
         timeout_s: Option<f64>,
     ) -> Result<u32, Error> {
         let timeout = optional_duration(timeout_s, "timeout_s")?;
-        let payload = casemate_proto::json_to_wire(service, method, request)
-            .map_err(|error| Error::from_proto(method, &error))?;
-        let (service, method) = find_rpc(service, method)
-            .ok_or_else(|| Error::invalid(format!("no RPC {service}/{method}"), "method"))?;
+        let (service, method, payload) = encode(service, method, request)?;
         self.send_own(service, &payload, timeout, Kind::Json { service, method })
     }
 
@@ -230,8 +259,11 @@ impl Connection {
         request: &[u8],
         timeout_s: Option<f64>,
     ) -> Result<Bound<'py, PyBytes>, Error> {
-        let slot = self.submit(service, method, request, timeout_s)?;
-        self.wait_or_forget(py, slot)
+        let timeout = optional_duration(timeout_s, "timeout_s")?;
+        let (service, method, payload) = encode(service, method, request)?;
+        let call = Call { service, method, payload: &payload, timeout, metadata: &[] };
+        let own = || Piece::new(payload.clone());
+        self.call_and_wait(py, &call, own, &Kind::Json { service, method })
     }
 
     /// `submit_raw` and `wait` in one, as `call`.
@@ -244,8 +276,10 @@ impl Connection {
         request: &Bound<'py, PyBytes>,
         timeout_s: Option<f64>,
     ) -> Result<Bound<'py, PyBytes>, Error> {
-        let slot = self.submit_raw(service, method, request, timeout_s)?;
-        self.wait_or_forget(py, slot)
+        let timeout = optional_duration(timeout_s, "timeout_s")?;
+        let call = Call { service, method, payload: request.as_bytes(), timeout, metadata: &[] };
+        let own = || Piece::new(PyBackedBytes::from(request.clone()));
+        self.call_and_wait(py, &call, own, &Kind::Raw { method: method.into() })
     }
 
     /// Those of `slots` whose `wait` would not block, at least one; empty at `timeout_s`.

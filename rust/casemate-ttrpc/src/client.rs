@@ -31,6 +31,9 @@ use crate::wire::{MAX_PARTS, receive, receive_once, send_now, time_left};
 /// Most reads in one go, so that a flood from the peer does not keep an event loop from its other work.
 const MAX_READS_IN_ONE_GO: usize = 32;
 
+/// Payloads up to this size are sent from one buffer with what stands before them.
+const SMALL_BYTES: usize = 1 << 10;
+
 /// Longest read that a wait begins with.
 pub const READ_FIRST: Duration = Duration::from_millis(20);
 
@@ -481,10 +484,19 @@ fn earlier(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
 
 impl Inner {
     /// Sends both parts behind what is kept, as far as the socket takes them, and keeps the rest.
-    fn send(&mut self, prefix: Vec<u8>, payload: &[u8], own: impl FnOnce() -> Piece) -> Result<(), Failure> {
+    fn send(
+        &mut self,
+        mut prefix: Vec<u8>,
+        payload: &[u8],
+        own: impl FnOnce() -> Piece,
+    ) -> Result<(), Failure> {
         hit("native.send")?;
         let Some(descriptors) = self.descriptors.clone() else { return Ok(()) };
         let is_first = self.state.kept_bytes() == 0;
+        // One buffer costs the kernel less than two, if the copy is small.
+        let is_small = payload.len() <= SMALL_BYTES;
+        prefix.extend_from_slice(if is_small { payload } else { &[] });
+        let payload: &[u8] = if is_small { &[] } else { payload };
         let mut sent = 0;
         if is_first {
             match send_now(descriptors.socket.as_fd(), &[&prefix, payload], 0) {
@@ -500,7 +512,8 @@ impl Inner {
         if sent < prefix_bytes {
             self.state.keep(Piece::new(prefix), sent);
         }
-        if sent < prefix_bytes + payload.len() {
+        // A small payload stands in the prefix: it must not be kept a second time.
+        if !is_small && sent < prefix_bytes + payload.len() {
             self.state.keep(own(), sent.saturating_sub(prefix_bytes));
         }
         if !is_first {

@@ -8,8 +8,12 @@ use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, poll};
 
+use prost::Message;
+
 use super::*;
+use crate::frame::FrameDecoder;
 use crate::frame::MAX_DATA_BYTES;
+use crate::message::Request;
 use crate::message::{Code, Status};
 use crate::server::{Handler, Responder, ServerRequest, serve_connection};
 
@@ -223,6 +227,26 @@ fn submit_when_a_leader_sleeps_and_the_socket_is_full_then_the_leader_sends_the_
     }
     client.close();
     assert!(within(10, move || waiting.join().unwrap()).is_err());
+}
+
+#[test]
+fn submit_when_bytes_are_kept_already_then_each_request_goes_out_once_and_whole() {
+    let (socket, mut peer) = UnixStream::pair().unwrap();
+    let client = Client::new(socket.into(), None).unwrap();
+    let payloads = [vec![1; 1 << 20], vec![2; 64], Vec::new(), vec![3; 2000], vec![4; 1024]];
+    let slots: Vec<StreamId> = payloads.iter().map(|payload| submit(&client, "m", payload)).collect();
+    peer.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    let (mut decoder, mut seen, mut buffer) = (FrameDecoder::new(), Vec::new(), vec![0; 1 << 16]);
+    while seen.len() < payloads.len() {
+        client.on_writable();
+        let bytes = peer.read(&mut buffer).unwrap();
+        decoder.extend(&buffer[..bytes]);
+        while let Some(frame) = decoder.next_frame().unwrap() {
+            seen.push((frame.header.stream, Request::decode(frame.data).unwrap().payload));
+        }
+    }
+    assert_eq!(seen, slots.into_iter().zip(payloads).collect::<Vec<_>>());
+    assert_eq!((decoder.pending_bytes(), client.wants_write()), (0, false));
 }
 
 #[test]

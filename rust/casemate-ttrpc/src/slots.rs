@@ -418,7 +418,9 @@ fn encode_prefix(call: &Call<'_>, stream: StreamId) -> Result<Vec<u8>, TtrpcErro
         return Err(too_large.into());
     }
     let wire_bytes = u32::try_from(data_bytes).map_err(|_| too_large)?;
-    let mut prefix = Vec::with_capacity(HEADER_BYTES + data_bytes - payload_bytes);
+    // Room for a small payload too, see the client's send.
+    let mut prefix =
+        Vec::with_capacity(HEADER_BYTES + data_bytes - payload_bytes + payload_bytes.min(1 << 10));
     let header = FrameHeader { data_bytes: wire_bytes, stream, kind: FrameKind::Request, flags: 0 };
     prefix.extend_from_slice(&header.encode());
     for (tag, name) in names.into_iter().filter(|(_, name)| !name.is_empty()) {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{MsgFlags, recv, sendmsg};
+use nix::sys::socket::{MsgFlags, recv, send, sendmsg};
 
 use crate::error::TtrpcError;
 
@@ -52,6 +52,17 @@ pub(crate) fn send_now(fd: BorrowedFd<'_>, parts: &[&[u8]], from: usize) -> Resu
         *slice = IoSlice::new(&part[cut..]);
     }
     let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+    if let [whole, rest @ ..] = parts
+        && rest.iter().all(|part| part.is_empty())
+    {
+        let left = &whole[from.min(whole.len())..];
+        loop {
+            match send(fd.as_raw_fd(), left, flags) {
+                Err(Errno::EINTR) => {}
+                result => return result,
+            }
+        }
+    }
     loop {
         match sendmsg::<()>(fd.as_raw_fd(), &slices[..parts.len().min(MAX_PARTS)], &[], flags, None) {
             Err(Errno::EINTR) => {}
