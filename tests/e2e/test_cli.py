@@ -196,7 +196,7 @@ def test_rm_when_forced_then_the_owner_ends_and_nothing_is_left(living: str, set
 def test_images_when_one_was_used_then_name_and_digest_are_listed(busybox: str, settings: Settings) -> None:
     assert casemate("run", busybox, "true").returncode == 0
     listed = json.loads(casemate("images", "--json").stdout)
-    assert all(one["digest"].startswith("sha256:") and one["name"] for one in listed)
+    assert all(one["digest"].startswith("sha256:") for one in listed)
     (chosen,) = [one for one in listed if one["name"] == f"{Path(busybox).name}:busybox"]
     assert Path(chosen["rootfs"]).is_file()
     assert json.loads(casemate("inspect", chosen["name"]).stdout)["digest"] == chosen["digest"]

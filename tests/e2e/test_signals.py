@@ -49,7 +49,7 @@ STARTING = {
     "sockets made": ("call", "Qemu.start", ""),
     "before the spawn": ("c_call", "Qemu.start", "spawn"),
     "after the spawn": ("c_return", "Qemu.start", "spawn"),
-    "VMM recorded": ("call", "Sandbox._connect", ""),
+    "VMM recorded": ("call", "connect_agent", ""),
     "waits for the agent": ("call", "wait_readable", ""),
     "agent connected": ("call", "Sandbox._prepare_guest", ""),
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -114,6 +113,8 @@ def image_disk(name: str, image: Image) -> BlockDevice:
 
 def kept_disk(container_id: str, image: Image | None) -> BlockDevice:
     """The disk of a later container of a detached sandbox: its name tells any process whose it is."""
+    import hashlib  # here: 6 ms that no other start needs
+
     name = f"rootfs-{hashlib.blake2s(container_id.encode(), digest_size=6).hexdigest()}"
     path = "/dev/null" if image is None else str(image.rootfs)
     return BlockDevice(id=name, path=path, read_only=True, serial=name)

@@ -14,7 +14,6 @@ from casemate.errors import (
     InvalidStateError,
     NotFoundError,
 )
-from casemate.persist.outcome import with_outcomes
 from casemate.persist.record import SandboxRecord
 from casemate.persist.store import (
     SandboxDirectory,
@@ -97,6 +96,8 @@ def list_sandboxes(settings: Settings) -> tuple[SandboxInfo, ...]:
 
 
 def _describe(settings: Settings, name: str) -> SandboxInfo | None:
+    from casemate.persist.outcome import with_outcomes  # here: 3 ms that a start does not need
+
     record, problem = None, None
     try:
         record = with_outcomes(load_record(settings, name), sandboxes_root(settings) / name)

@@ -39,11 +39,13 @@ def our_server(rust_peer: Path, serve: Serve) -> str:
 
 
 def outcomes(client: list[str], path: str) -> dict[str, tuple[int, str, int]]:
-    """What a client says of each case: code, text, bytes."""
+    """What a client says of each case: code, text, bytes. At a deadline it depends on whose clock rings first what the text is: left out."""
     done = subprocess.run([*client, path], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     told = map(json.loads, done.stdout.splitlines())
-    return {one["case"]: (one["code"], one["text"], one["size"]) for one in told}
+    return {
+        one["case"]: (one["code"], "" if one["case"] == "late" else one["text"], one["size"]) for one in told
+    }
 
 
 def expected() -> dict[str, tuple[int, str, int]]:
