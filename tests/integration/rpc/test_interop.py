@@ -39,7 +39,7 @@ def our_server(rust_peer: Path, serve: Serve) -> str:
 
 
 def outcomes(client: list[str], path: str) -> dict[str, tuple[int, str, int]]:
-    """What a client says of each case: code, text, bytes. At a deadline it depends on whose clock rings first what the text is: left out."""
+    """What a client says of each case: code, text, bytes. At a deadline the text depends on whose clock rings first: left out."""
     done = subprocess.run([*client, path], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     told = map(json.loads, done.stdout.splitlines())
