@@ -6,8 +6,6 @@ The peer ``plain`` is the same work one by one. Processor time of the VMMs is re
 from __future__ import annotations
 
 import asyncio
-import os
-import platform
 import resource
 import tempfile
 import time
@@ -17,9 +15,8 @@ from pathlib import Path
 import msgspec
 from msgspec.structs import replace
 
-from casemate import _core
 from casemate.bench.image import write_image
-from casemate.bench.report import Figure, Report, ratios, summarize
+from casemate.bench.report import Figure, Report, host_facts, own_versions, ratios, summarize
 from casemate.config.container import ContainerConfig
 from casemate.config.sandbox import SandboxConfig
 from casemate.config.settings import Settings
@@ -86,8 +83,8 @@ async def _measure(
     return Report(
         bench="concurrent",
         boundary=BOUNDARY,
-        host={"machine": platform.machine(), "processors": str(os.cpu_count()), "kernel": platform.release()},
-        versions={"casemate": _core.__version__, "python": platform.python_version()},
+        host=host_facts(),
+        versions=own_versions(),
         figures=figures(ours, plain),
     )
 

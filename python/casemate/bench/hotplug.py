@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
-import platform
 import tempfile
 import time
 from collections.abc import Callable
@@ -18,8 +16,7 @@ from typing import Any
 
 import msgspec
 
-from casemate import _core
-from casemate.bench.report import Figure, Report, summarize
+from casemate.bench.report import Figure, Report, guest_versions, host_facts, summarize
 from casemate.config.sandbox import SandboxConfig
 from casemate.config.settings import Settings
 from casemate.errors import CasemateError, HostError
@@ -114,19 +111,8 @@ def measure(
             return Report(
                 bench="hotplug",
                 boundary=BOUNDARY,
-                host={
-                    "machine": platform.machine(),
-                    "kernel": platform.release(),
-                    "cpus": str(os.cpu_count()),
-                },
-                versions={
-                    "casemate": _core.__version__,
-                    "python": platform.python_version(),
-                    "vmm": f"{record.hypervisor} {driver.qemu.version_text}",
-                    "machine": record.machine,
-                    "accel": record.accel,
-                    "guest kernel": record.kernel_release,
-                },
+                host=host_facts(),
+                versions=guest_versions(record, driver.qemu.version_text),
                 figures=tuple(
                     figure
                     for name, ones in samples.items()

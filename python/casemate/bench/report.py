@@ -8,11 +8,30 @@
 from __future__ import annotations
 
 import math
+import os
+import platform
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import msgspec
 
-__all__ = ["Figure", "Report", "Summary", "percentile", "ratios", "summarize", "table"]
+from casemate import _core
+
+if TYPE_CHECKING:
+    from casemate.persist.record import SandboxRecord
+
+__all__ = [
+    "Figure",
+    "Report",
+    "Summary",
+    "guest_versions",
+    "host_facts",
+    "own_versions",
+    "percentile",
+    "ratios",
+    "summarize",
+    "table",
+]
 
 PEERS = ("floor", "raw", "go", "rust", "pyroute2", "iproute2", "plain", "runc", "kata", "python")
 """The names that peers may have."""
@@ -98,3 +117,24 @@ def _cells(side: Summary) -> tuple[str, ...]:
     return tuple(
         "-" if value is None else f"{value:.1f}" for value in (side.p50, side.p90, side.p99, side.cpu)
     )
+
+
+def host_facts() -> dict[str, str]:
+    """What of this host belongs beside every figure. Does not block."""
+    return {"machine": platform.machine(), "kernel": platform.release(), "cpus": str(os.cpu_count())}
+
+
+def own_versions() -> dict[str, str]:
+    """Versions of this package and its interpreter. Does not block."""
+    return {"casemate": _core.__version__, "python": platform.python_version()}
+
+
+def guest_versions(record: SandboxRecord, vmm_version: str) -> dict[str, str]:
+    """Versions of all that a sandbox with ``record`` runs on. Does not block."""
+    return {
+        **own_versions(),
+        "vmm": f"{record.hypervisor} {vmm_version}",
+        "machine": record.machine,
+        "accel": record.accel,
+        "guest kernel": record.kernel_release,
+    }

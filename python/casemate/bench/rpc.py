@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -22,7 +21,7 @@ import msgspec
 
 from casemate import _core
 from casemate.bench import peers
-from casemate.bench.report import Figure, Report, ratios, summarize
+from casemate.bench.report import Figure, Report, host_facts, own_versions, ratios, summarize
 from casemate.config.sandbox import SandboxConfig
 from casemate.config.settings import Settings
 from casemate.errors import CasemateError, HostError
@@ -124,9 +123,7 @@ def measure(
         except CasemateError as error:
             absent["vsock"] = f"no figures over vsock: {error}"
     host = {
-        "machine": platform.machine(),
-        "kernel": platform.release(),
-        "cpus": str(os.cpu_count()),
+        **host_facts(),
         "nice": niceness,
         "optimized": str(_core.__optimized__).lower(),
     }
@@ -215,7 +212,7 @@ def _raise_priority() -> str:
 
 
 def _versions(rust: Path | None, go: Path | None) -> dict[str, str]:
-    versions = {"casemate": _core.__version__, "python": platform.python_version()}
+    versions = own_versions()
     if rust is not None:
         versions["rustc"] = peers.version_of("rustc", "--version")
         lock = (peers.SOURCES / "rust" / "Cargo.lock").read_text("utf-8")

@@ -7,7 +7,6 @@ Boundary of the floor: its VMM is started → the first byte of its init's outpu
 from __future__ import annotations
 
 import os
-import platform
 import resource
 import select
 import socket
@@ -22,7 +21,7 @@ import msgspec
 from casemate import _core
 from casemate.bench import floor
 from casemate.bench.image import write_image
-from casemate.bench.report import Figure, Report, ratios, summarize
+from casemate.bench.report import Figure, Report, guest_versions, host_facts, ratios, summarize
 from casemate.config.container import ContainerConfig
 from casemate.config.sandbox import SandboxConfig
 from casemate.config.settings import Settings
@@ -115,14 +114,7 @@ def _warm_up(
         driver = sandbox._own_driver("bench")
         assert isinstance(driver, Qemu)
         plan = driver.vm_plan
-        versions = {
-            "casemate": _core.__version__,
-            "python": platform.python_version(),
-            "vmm": f"{record.hypervisor} {driver.qemu.version_text}",
-            "machine": record.machine,
-            "accel": record.accel,
-            "guest kernel": record.kernel_release,
-        }
+        versions = guest_versions(record, driver.qemu.version_text)
     return plan, versions
 
 
@@ -246,7 +238,7 @@ def _report(
     return Report(
         bench="startup",
         boundary=BOUNDARY,
-        host={"machine": platform.machine(), "kernel": platform.release(), "cpus": str(os.cpu_count())},
+        host=host_facts(),
         versions=versions,
         figures=tuple(figures),
     )
